@@ -130,7 +130,8 @@ def write_ticket(category, phrases, level, priority, near):
     if chance("detail"):
         details = TABLES["details"][rng.choice([category] * 4 + ["any"])]
         add(details["all"] + (details["wrong"] if level != "low" else []))
-    calm = len(phrases) == 1 and not any("{far}" in phrase for phrase in phrases)
+    # an urgent phrasing may name a near date in so many words: no far one beside it
+    calm = len(phrases) == 1 and level != "urgent" and "{far}" not in phrases[0]
     if not any(map(dated, phrases)) and (near or (calm and chance("far_date"))):
         add(TABLES["deadlines"][rng.choice([category, category, "any"][: 2 + owner])])
         if priority != "urgent" and rng.random() < 0.3:
