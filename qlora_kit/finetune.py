@@ -1,0 +1,130 @@
+"""Around a training run: quirks of the trainer, each in one function, and the run's folder."""
+
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+
+from tqdm import tqdm
+
+RUNS = Path(__file__).resolve().parent.parent / "runs"
+
+
+def checkpointing(on):
+    """The SFTConfig argument that switches activation checkpointing, under its present name.
+
+    transformers 5.23 renamed gradient_checkpointing; Colab's 5.15 knows the old name only.
+    """
+    from trl import SFTConfig
+
+    known = inspect.signature(SFTConfig).parameters
+    new = "activation_checkpointing"
+    return {new if new in known else "gradient_checkpointing": on}
+
+
+def adapters_to_float32(model):
+    """Cast the trainable parameters to float32; call it after the trainer is built.
+
+    TRL 1.16 casts them to bfloat16 when the base is in 4 bit. Small updates are lost in bfloat16's
+    8 bits, a T4 fails on it at the first step, and most CPUs multiply it a hundred times slower.
+    """
+    import torch
+
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.float32)
+
+
+def score_learnt_positions_only():
+    """Let TRL project only the learnt tokens through the output layer on a CPU, as on a GPU.
+
+    TRL 1.16 leaves the others out only where Triton runs; on a CPU it computes the logits of every
+    prompt token, and throws them away. The loss and the gradients are the same either way.
+    """
+    import trl.trainer.utils
+
+    trl.trainer.utils._use_triton = lambda device: True
+
+
+def text_progress(trainer):
+    """Replace the trainer's own progress display by one bar with the loss.
+
+    Inside Jupyter, transformers draws an HTML table, which a terminal that runs the notebook cannot
+    show.
+    """
+    import transformers
+    from transformers.utils.notebook import NotebookProgressCallback
+
+    class Bar(transformers.TrainerCallback):
+        def on_train_begin(self, args, state, control, **_):
+            self.bar = tqdm(total=state.max_steps, desc="Training", unit="step")
+
+        def on_step_end(self, args, state, control, **_):
+            self.bar.update(state.global_step - self.bar.n)
+
+        def on_log(self, args, state, control, logs=None, **_):
+            if "loss" in logs:
+                self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+
+        def on_train_end(self, args, state, control, **_):
+            self.bar.close()
+
+    for other in (
+        NotebookProgressCallback,
+        transformers.ProgressCallback,
+        transformers.PrinterCallback,
+    ):
+        trainer.remove_callback(other)
+    trainer.add_callback(Bar)
+
+
+def base_digest(model):
+    """SHA-256 over every byte of the frozen base: packed weights, their constants, all the rest.
+
+    Adapters are left out, so the digest is equal before and after training if and only if the
+    base is.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters(), key=lambda item: item[0]):
+        if "lora_" in name:
+            continue
+        tensors = [parameter.data]
+        state = getattr(parameter, "quant_state", None)
+        while state is not None:  # with double quantisation the constants have constants
+            tensors += [t for t in (state.absmax, state.code, state.offset) if t is not None]
+            state = state.state2
+        digest.update(name.encode())
+        for tensor in tensors:
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def new_run(profile):
+    """A new folder for the run's files: runs/<time>-<profile>."""
+    stem = f"{datetime.now():%Y-%m-%d-%H%M%S}-{profile.name}"
+    for number in range(1, 1000):
+        folder = RUNS / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:  # two runs began in the same second
+            continue
+        return folder
+    raise FileExistsError(stem)
+
+
+def versions():
+    """The versions of the libraries that shape a result."""
+    names = ("torch", "transformers", "peft", "bitsandbytes", "trl", "datasets", "accelerate")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def write_report(folder, report):
+    """Write report.json, whole or not at all. A run that has one is finished."""
+    unfinished = folder / "report.json.partial"
+    unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    os.replace(unfinished, folder / "report.json")

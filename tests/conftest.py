@@ -1,0 +1,40 @@
+import sys
+
+import pytest
+
+from qlora_kit import fetch, models
+from qlora_kit.bootstrap import ROOT
+from qlora_kit.errors import KitError
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The default model in 4 bit, and its tokenizer; skips where it is not cached and offline."""
+    try:
+        return models.load_4bit(models.PROFILES["smollm2-135m"])
+    except KitError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache of one's own."""
+    monkeypatch.setenv("QLORA_KIT_CACHE", str(tmp_path / "cache"))
+    return fetch.cache_dir()
+
+
+@pytest.fixture
+def python():
+    """Runs a piece of Python in a process of its own and returns the finished process."""
+    import os
+    import subprocess
+
+    def run(code, *arguments, **environment):
+        return subprocess.run(
+            [sys.executable, *arguments, "-c", code],
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+            capture_output=True,
+            text=True,
+        )
+
+    return run

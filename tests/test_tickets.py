@@ -1,0 +1,129 @@
+"""The data and its loader."""
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from qlora_kit import tickets
+from qlora_kit.errors import KitError
+
+GOOD = {"ticket": "It leaks.", "category": "repair", "priority": "normal", "reply": "Sorry."}
+
+
+def load(tmp_path, *lines, **arguments):
+    path = tmp_path / "mine.jsonl"
+    rows = [line if isinstance(line, str | bytes) else json.dumps(line) for line in lines]
+    path.write_bytes(b"\n".join(r if isinstance(r, bytes) else r.encode() for r in rows))
+    return tickets.load(path, **arguments)
+
+
+def test_good_rows_come_back_with_their_lines(tmp_path, capsys):
+    rows = load(tmp_path, GOOD, "", GOOD | {"ticket": " It smokes. "})
+    assert [row.where for row in rows] == ["mine.jsonl:1", "mine.jsonl:3"]
+    assert rows[1].ticket == "It smokes."
+    assert rows[1].label == "repair, normal"
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "bad, says",
+    [
+        ('{"ticket": "It le', "not JSON"),
+        (b'{"ticket": "\xff"}', "not UTF-8"),
+        ("[1]", "a JSON list, not an object"),
+        ({k: v for k, v in GOOD.items() if k != "reply"}, "'reply' is missing"),
+        (GOOD | {"ticket": "  "}, "'ticket' is empty"),
+        (GOOD | {"ticket": 7}, "'ticket' is not text but int"),
+        (GOOD | {"reply": None}, "'reply' is not text but NoneType"),
+        (GOOD | {"category": "Repair"}, "unknown category 'Repair'; known are billing"),
+        (GOOD | {"priority": "asap"}, "unknown priority 'asap'; known are urgent"),
+        (GOOD | {"ticket": "IT LEAKS."}, "the same ticket stands at mine.jsonl:1 already"),
+    ],
+)
+def test_a_bad_row_is_reported_with_file_and_line(tmp_path, capsys, bad, says):
+    rows = load(tmp_path, GOOD, bad)
+    out = capsys.readouterr().out
+    assert len(rows) == 1
+    assert "mine.jsonl: 1 of 2 rows are left out:" in out
+    assert re.search(r"mine\.jsonl:2: .*" + re.escape(says), out)
+
+
+def test_a_row_that_is_too_long_for_the_model_is_reported(tmp_path, capsys, smollm2):
+    _, tokenizer = smollm2
+    long = GOOD | {"ticket": "It leaks. " * 100}
+    rows = load(tmp_path, GOOD, long, tokenizer=tokenizer, max_length=128)
+    assert len(rows) == 1
+    assert "at most 128 fit" in capsys.readouterr().out
+
+
+def test_categories_of_ones_own(tmp_path):
+    [row] = load(tmp_path, GOOD | {"category": "bug"}, categories=("bug", "praise"))
+    assert row.category == "bug"
+
+
+def test_a_file_without_a_usable_row_and_a_missing_file(tmp_path):
+    with pytest.raises(KitError, match="no usable row"):
+        load(tmp_path, "")
+    with pytest.raises(KitError, match="cannot be read"):
+        tickets.load(tmp_path / "none.jsonl")
+
+
+def test_an_example_holds_the_label_and_on_request_the_reply(tmp_path):
+    [row] = load(tmp_path, GOOD)
+    without, with_reply = row.example(), row.example(with_reply=True)
+    assert without["completion"][0]["content"] == "repair, normal"
+    assert with_reply["completion"][0]["content"] == "repair, normal\nSorry."
+    assert without["prompt"] != with_reply["prompt"]
+    made = tickets.examples([row] * 4, reply_every=2)
+    assert [example == with_reply for example in made] == [True, False, True, False]
+
+
+@pytest.fixture(scope="module")
+def sets():
+    names = ("train", "dev", "test")
+    return {name: tickets.load(tickets.DATA / f"tickets_{name}.jsonl") for name in names}
+
+
+def test_the_sets_have_their_sizes_and_every_row_is_good(sets):
+    assert {name: len(rows) for name, rows in sets.items()} == {
+        "train": 2000,
+        "dev": 60,
+        "test": 200,
+    }
+
+
+def test_every_category_and_priority_occurs_in_every_set(sets):
+    for rows in sets.values():
+        assert {row.category for row in rows} == set(tickets.CATEGORIES)
+        assert {row.priority for row in rows} == set(tickets.PRIORITIES)
+
+
+def sentences(rows):
+    """Sentences of four words or more, without case and punctuation."""
+    found = set()
+    for row in rows:
+        for sentence in re.split(r"[.!?]", row.ticket.casefold()):
+            words = re.findall(r"[a-z0-9']+", sentence)
+            if len(words) >= 4:
+                found.add(" ".join(words))
+    return found
+
+
+def test_no_held_out_sentence_is_in_another_set(sets):
+    train, dev, test = (sentences(sets[name]) for name in ("train", "dev", "test"))
+    assert not train & test
+    assert not train & dev
+    assert not dev & test
+
+
+def test_the_generator_writes_the_committed_bytes(tmp_path):
+    for name in ("generate.py", "situations.toml"):
+        (tmp_path / name).write_bytes((tickets.DATA / name).read_bytes())
+    subprocess.run([sys.executable, "generate.py"], cwd=tmp_path, check=True, stdout=-3)
+    made, kept = (folder / "tickets_train.jsonl" for folder in (tmp_path, tickets.DATA))
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (made, kept)]
+    assert digests[0] == digests[1]
