@@ -135,6 +135,7 @@ def store(notebook):
         timeout=None,
         kernel_name="python3",
         record_timing=False,
+        coalesce_streams=True,  # a progress bar leaves its last line alone
         store_widget_state=False,  # metadata.widgets breaks GitHub's page
         resources={"metadata": {"path": str(NOTEBOOKS)}},
     ).execute()

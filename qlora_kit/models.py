@@ -41,7 +41,8 @@ class Recipe:
     """Every number of a training run, in one place.
 
     `rows` are tickets taken from the training file, and every `reply_every`-th of them teaches a
-    reply besides its label. `alpha` is PEFT's lora_alpha, so the scaling is alpha / rank.
+    reply besides its label. Short examples are packed into rows of `max_length` tokens, `batch` of
+    which make a step. `alpha` is PEFT's lora_alpha, so the scaling is alpha / rank.
     `warmup` is the share of the steps in which the learning rate rises. `scored` caps the held-out
     rows that are scored.
     """
@@ -69,7 +70,8 @@ class Profile:
 
     `hub` names repositories, the original first, then mirrors without a gate. `fallback` is the
     profile to use where the hub cannot be reached. `turns` is a chat template, where the tokenizer
-    has none of its own. `stop` are the tokens that end an answer.
+    has none of its own. `stop` are the tokens that end an answer. `exclude` is a pattern of the
+    modules that get no adapter.
     """
 
     name: str
@@ -80,14 +82,15 @@ class Profile:
     embedded: fetch.Embedded | None = None
     fallback: str | None = None
     turns: str | None = None
+    exclude: str | None = None
     notice: str = ""
 
 
 SMALL = Recipe(
     rows=640,
-    reply_every=4,
+    reply_every=10,
     epochs=1,
-    batch=4,
+    batch=1,
     learning_rate=2e-3,
     scheduler="cosine",
     warmup=0.03,
@@ -104,7 +107,8 @@ SMALL = Recipe(
 LARGE = replace(
     SMALL,
     rows=2000,
-    batch=8,
+    reply_every=4,
+    batch=2,
     learning_rate=2e-4,
     alpha=32,
     dropout=0.05,
@@ -112,7 +116,7 @@ LARGE = replace(
     checkpointing=True,
 )
 # The short form: the same cells in a fraction of the time, for the quick tests.
-SHORT = replace(SMALL, rows=96, scored=24)
+SHORT = replace(SMALL, rows=128, scored=24)
 
 SMOLLM2 = Profile(
     name="smollm2-135m",
@@ -159,7 +163,12 @@ PROFILES = {
         replace(SMOLLM2, name="smollm2-135m-short", recipe=SHORT),
         GEMMA_270M,
         GEMMA_1B,
-        replace(GEMMA_1B, name="gemma-3-4b", hub=("google/gemma-3-4b-pt", "unsloth/gemma-3-4b-pt")),
+        replace(
+            GEMMA_1B,
+            name="gemma-3-4b",
+            hub=("google/gemma-3-4b-pt", "unsloth/gemma-3-4b-pt"),
+            exclude=r".*(vision_tower|multi_modal_projector).*",  # it can see; tickets are text
+        ),
         Profile(
             name="llama-2-7b",
             hub=("meta-llama/Llama-2-7b-hf", "NousResearch/Llama-2-7b-hf"),

@@ -35,7 +35,7 @@ def answer(model, tokenizer, prompts, max_new_tokens, batch=40):
     stops = set(model.generation_config.eos_token_id)
     was_training = model.training
     model.eval()
-    for start in tqdm(range(0, len(order), batch), desc="Answering", leave=False):
+    for start in progress(range(0, len(order), batch), "Answering"):
         chosen = order[start : start + batch]
         inputs = tokenizer(
             [texts[i] for i in chosen],
@@ -56,6 +56,11 @@ def answer(model, tokenizer, prompts, max_new_tokens, batch=40):
     return answers
 
 
+def progress(batches, what):
+    """A progress bar over batches that goes away when it is done; none for a single batch."""
+    return tqdm(batches, desc=what, leave=False, disable=len(batches) == 1)
+
+
 def perplexity(model, tokenizer, examples, batch=8):
     """exp of the mean negative log-likelihood of the completions' tokens, stop token included.
 
@@ -72,7 +77,7 @@ def perplexity(model, tokenizer, examples, batch=8):
     rows.sort(key=lambda row: len(row[0]))
     was_training = model.training
     model.eval()
-    for start in tqdm(range(0, len(rows), batch), desc="Reading", leave=False):
+    for start in progress(range(0, len(rows), batch), "Reading"):
         chosen = rows[start : start + batch]
         inputs = tokenizer.pad(
             {"input_ids": [ids for ids, _ in chosen]}, padding_side="left", return_tensors="pt"

@@ -32,6 +32,7 @@ IGNORED = {
         "train": "seconds, and a progress bar",
         "answers-after": LEARNT,
         "score-after": LEARNT,
+        "interval": LEARNT,
         "errors": LEARNT,
         "save": "sizes depend on the profile",
         "report": "seconds, bytes and paths of one run",

@@ -170,3 +170,21 @@ def test_a_ticket_in_every_template_ends_with_a_stop():
         if profile.turns:
             text = render(profile.turns, example["prompt"] + example["completion"])
             assert text.rstrip("\n").endswith(profile.stop)
+
+
+def test_the_eyes_of_gemma_3_4b_get_no_adapter():
+    from peft import LoraConfig, get_peft_model
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    text = small | {"vocab_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    vision = small | {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    config = Gemma3Config(
+        text_config=text | {"head_dim": 16}, vision_config=vision, mm_tokens_per_image=4
+    )
+    exclude = models.PROFILES["gemma-3-4b"].exclude
+    lora = LoraConfig(r=2, target_modules="all-linear", exclude_modules=exclude)
+    model = get_peft_model(Gemma3ForConditionalGeneration(config), lora)
+    adapted = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert len(adapted) == 2 * 7
+    assert all("language_model" in name for name in adapted)
