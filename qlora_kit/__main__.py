@@ -52,6 +52,10 @@ def parser():
         help="store the outputs in the notebook itself (for maintainers)",
     )
 
+    bench = command("bench", "time the kit's own code against bitsandbytes", "bench nf4")
+    bench.add_argument("what", choices=["nf4"], help="nf4: quantise and dequantise a weight")
+    bench.add_argument("--json", action="store_true", help="print one JSON object instead")
+
     link = command("link", "stamp the repository's address everywhere", "link OWNER/REPO")
     link.add_argument("repository", metavar="OWNER/REPO")
 

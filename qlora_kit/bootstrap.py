@@ -24,7 +24,14 @@ STAMP = VENV / "qlora_kit.json"
 PROMPT = "qlora_kit"  # marks an environment as made by the kit; another one is never touched
 
 # The extras of pyproject.toml that a command needs besides the core.
-EXTRAS = {"train": ["run"], "run": ["run"], "test": ["run", "test"], "lab": ["lab"], "fetch": []}
+EXTRAS = {
+    "train": ["run"],
+    "run": ["run"],
+    "test": ["run", "test"],
+    "lab": ["lab"],
+    "fetch": [],
+    "bench": [],
+}
 
 # PyTorch's own index of wheels without CUDA: they save a Linux user gigabytes.
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"

@@ -167,6 +167,23 @@ def fetch(arguments):
     return 0
 
 
+def bench(arguments):
+    from qlora_kit import bench
+
+    result = bench.bench_nf4()
+    print(json.dumps(result) if arguments.json else speeds(result))
+    return 0
+
+
+def speeds(result):
+    """The table that `bench nf4` prints."""
+    lines = ["4096 x 4096 float32, CPU    kit, s  bitsandbytes, s  speed of the kit"]
+    for key in ("quantize", "dequantize"):
+        kit, library = result[f"{key}_seconds"], result[f"library_{key}_seconds"]
+        lines.append(f"{key:<26}{kit:>8.3f}{library:>17.3f}{result[f'{key}_ratio']:>17.2f}x")
+    return "\n".join(lines)
+
+
 def link(arguments):
     """Replace the repository's address in every file that carries it."""
     if not re.fullmatch(r"[A-Za-z0-9-]+/[A-Za-z0-9._-]+", arguments.repository):
