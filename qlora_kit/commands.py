@@ -11,6 +11,10 @@ from qlora_kit.errors import KitError
 
 NOTEBOOKS = ROOT / "notebooks"
 
+# Arguments of nbclient's client, which papermill passes on. ipykernel 7.4 warns at every start that
+# it listens on loopback without encryption; a learner can do nothing about it.
+KERNEL = {"kernel_name": "python3", "extra_arguments": ["--log-level=ERROR"]}
+
 
 def train(arguments):
     from qlora_kit import finetune, models
@@ -112,9 +116,9 @@ def execute(notebook, folder, values):
             str(notebook),
             str(executed),
             parameters=values,
-            kernel_name="python3",
             cwd=str(NOTEBOOKS),
             stderr_file=sys.stderr,
+            **KERNEL,
         )
     except PapermillExecutionError as error:
         raise KitError(
@@ -133,11 +137,11 @@ def store(notebook):
     nbclient.NotebookClient(
         book,
         timeout=None,
-        kernel_name="python3",
         record_timing=False,
         coalesce_streams=True,  # a progress bar leaves its last line alone
         store_widget_state=False,  # metadata.widgets breaks GitHub's page
         resources={"metadata": {"path": str(NOTEBOOKS)}},
+        **KERNEL,
     ).execute()
     book.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

@@ -88,7 +88,7 @@ class Profile:
 
 SMALL = Recipe(
     rows=640,
-    reply_every=10,
+    reply_every=5,
     epochs=1,
     batch=1,
     learning_rate=2e-3,

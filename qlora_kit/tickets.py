@@ -23,7 +23,7 @@ FIELDS = ("ticket", "category", "priority", "reply")
 
 # The two things that the model is asked to do; the request stands in the system turn.
 LABEL_REQUEST = "Label the ticket."
-REPLY_REQUEST = "Label the ticket, then answer it."
+REPLY_REQUEST = "Answer the ticket."
 
 
 @dataclass(frozen=True)
