@@ -87,7 +87,7 @@ class Profile:
 
 
 SMALL = Recipe(
-    rows=640,
+    rows=560,
     reply_every=5,
     epochs=1,
     batch=1,
