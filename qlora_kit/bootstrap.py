@@ -115,7 +115,7 @@ def build():
     if platform.system() == "Darwin" and platform.machine() == "x86_64":
         raise KitError(
             "There is no PyTorch for Macs with an Intel processor any more, so the kit cannot run "
-            "here. It runs on Colab, on Binder, on Apple silicon, on Linux and on Windows."
+            "here. It runs on Colab, on Apple silicon, on Linux and on Windows."
         )
     try:
         import ensurepip  # noqa: F401
