@@ -39,14 +39,15 @@ def parser():
 
     run = command("run", "run one notebook from top to bottom", "run 06 --set seed=1")
     run.add_argument("number", metavar="NN", help="the notebook's number, such as 06")
-    run.add_argument(
+    how = run.add_mutually_exclusive_group()
+    how.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
         help="set a variable of the notebook's parameters cell; may be given several times",
     )
-    run.add_argument(
+    how.add_argument(
         "--in-place",
         action="store_true",
         help="store the outputs in the notebook itself (for maintainers)",

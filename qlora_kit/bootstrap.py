@@ -11,6 +11,8 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -41,11 +43,23 @@ def ensure(command):
     """Return if this Python can run `command`; else run it in the kit's environment and exit."""
     if in_kit_environment() or not missing(EXTRAS[command]):
         return
-    with lock(ROOT / ".venv.lock"):
-        if not stamp_is_good():
-            build()
-    # Not exec: on Windows it would give the prompt back while the command still runs.
-    sys.exit(subprocess.call([str(venv_python()), "-m", "qlora_kit", *sys.argv[1:]]))
+    if not stamp_is_good():
+        with lock(ROOT / ".venv.lock"):
+            if not stamp_is_good():  # another process may have built it while this one waited
+                build()
+    sys.exit(hand_over([str(venv_python()), "-m", "qlora_kit", *sys.argv[1:]]))
+
+
+def hand_over(command, **arguments):
+    """Run a command to its end and return its exit status. Ctrl-C is the command's to handle.
+
+    Not exec: on Windows it would give the prompt back while the command still runs.
+    """
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # SIG_IGN would be inherited
+    try:
+        return subprocess.call(command, **arguments)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def in_kit_environment():
@@ -104,14 +118,16 @@ def venv_python():
 
 def build():
     """Make `.venv` anew and install requirements.txt into it; the stamp comes last."""
-    if Path(sys.prefix).resolve() == VENV.resolve():
-        raise KitError("The environment is out of date: run `deactivate`, then start again.")
     config = VENV / "pyvenv.cfg"
-    if config.exists() and PROMPT not in config.read_text(encoding="utf-8"):
+    mark = f"prompt = {PROMPT!r}\n"
+    ours = config.exists() and mark in config.read_text(encoding="utf-8")
+    if VENV.exists() and any(VENV.iterdir()) and not ours:
         raise KitError(
             f"{VENV} is an environment that the kit did not make and leaves alone. Activate it "
             "and run `pip install -r requirements.txt`, or move it away and start again."
         )
+    if Path(sys.prefix).resolve() == VENV.resolve():
+        raise KitError("The environment is out of date: run `deactivate`, then start again.")
     if platform.system() == "Darwin" and platform.machine() == "x86_64":
         raise KitError(
             "There is no PyTorch for Macs with an Intel processor any more, so the kit cannot run "
@@ -126,7 +142,21 @@ def build():
             "`sudo apt install python3-venv`, then start again."
         ) from None
     print(f"Making {VENV} and installing the packages, once (about 2 GB) ...", flush=True)
-    venv.EnvBuilder(clear=True, with_pip=True, prompt=PROMPT).create(VENV)
+    old = VENV.with_name(".venv.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if VENV.exists():  # moved first: a removal that is cut off must not leave half of it behind
+        VENV.rename(old)
+        shutil.rmtree(old, ignore_errors=True)
+    VENV.mkdir()
+    config.write_text(mark, encoding="utf-8")
+    try:
+        symlinks = os.name != "nt"  # a copy of some Pythons on macOS does not start
+        venv.EnvBuilder(with_pip=True, prompt=PROMPT, symlinks=symlinks).create(VENV)
+    except subprocess.CalledProcessError as error:
+        raise KitError(
+            f"{VENV} could not be made, since pip did not start in it (exit {error.returncode}). "
+            "Look at the free disk space, or use a Python from python.org."
+        ) from None
     pip = [str(venv_python()), "-m", "pip", "--disable-pip-version-check", "install"]
     if subprocess.call([*pip, "-r", "requirements.txt", *cpu_index()], cwd=ROOT):
         raise KitError(
@@ -138,7 +168,8 @@ def build():
 
 def cpu_index():
     """Arguments that let pip find PyTorch without CUDA, on Linux without an NVIDIA GPU."""
-    if platform.system() != "Linux" or Path("/proc/driver/nvidia").exists():
+    nvidia = shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists()
+    if platform.system() != "Linux" or nvidia:
         return []
     try:
         urllib.request.urlopen(CPU_WHEELS + "/torch/", timeout=3).close()
@@ -152,7 +183,8 @@ def install_on_colab():
 
     Call it before anything else is imported: a package that is loaded already stays as it was.
     """
-    os.environ["PYTHONPATH"] = str(ROOT)  # for the processes that a notebook starts
+    # for the processes that a notebook starts
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     lacking = missing([])
     if not lacking:
         return

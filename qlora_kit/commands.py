@@ -3,10 +3,10 @@
 import json
 import os
 import re
-import subprocess
 import sys
+from pathlib import Path
 
-from qlora_kit.bootstrap import ROOT
+from qlora_kit.bootstrap import ROOT, hand_over
 from qlora_kit.errors import KitError
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -21,11 +21,12 @@ def train(arguments):
 
     profile, _ = models.get_weights(models.pick_profile())
     print(f"Fine-tuning {profile.name} with notebook 06:", flush=True)
+    os.environ["QLORA_KIT_PROFILE"] = profile.name  # after a fallback the notebook does the same
     folder = finetune.new_run(profile)
     execute(find_notebook("06"), folder, {"run_dir": str(folder)})
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     print(before_and_after(report))
-    print(f"\nWritten to {os.path.relpath(folder)}:")
+    print(f"\nWritten to {folder}:")
     for path in sorted(folder.iterdir()):
         print(f"  {path.name}{'/' if path.is_dir() else ''}")
     return 0
@@ -56,16 +57,16 @@ def run(arguments):
     from qlora_kit import finetune, models
 
     notebook = find_notebook(arguments.number)
-    values = dict(setting(text) for text in arguments.set)
     if arguments.in_place:
         store(notebook)
-        print(f"Stored the outputs in {os.path.relpath(notebook)}.")
+        print(f"Stored the outputs in {notebook}.")
         return 0
+    values = checked(notebook, arguments.set)
     folder = finetune.new_run(models.pick_profile())
     if "run_dir" in parameters(notebook):
         values.setdefault("run_dir", str(folder))
     execute(notebook, folder, values)
-    print(f"Written to {os.path.relpath(folder)}.")
+    print(f"Written to {folder}.")
     return 0
 
 
@@ -90,6 +91,25 @@ def setting(text):
         return name, value
 
 
+def checked(notebook, settings):
+    """NAME=VALUE texts as a dictionary; each name must be a parameter of the notebook.
+
+    Folders are taken from where the user stands: the notebook itself runs in notebooks/.
+    """
+    values = dict(setting(text) for text in settings)
+    known = parameters(notebook)
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise KitError(
+            f"{notebook.name} has no parameter {', '.join(unknown)}; "
+            f"it has {', '.join(known) or 'none'}."
+        )
+    for name in values:
+        if name.endswith("_dir"):
+            values[name] = str(Path(str(values[name])).resolve())
+    return values
+
+
 def parameters(notebook):
     """The names in the notebook's parameters cell."""
     import papermill
@@ -100,14 +120,9 @@ def parameters(notebook):
 def execute(notebook, folder, values):
     """Run a notebook from top to bottom with papermill; the executed copy lies in `folder`."""
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    unknown = sorted(set(values) - set(parameters(notebook)))
-    if unknown:
-        raise KitError(
-            f"{notebook.name} has no parameter {', '.join(unknown)}; "
-            f"it has {', '.join(parameters(notebook)) or 'none'}."
-        )
     executed = folder / notebook.name
     # A "python3" kernel of another environment in the user's home would be taken first.
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
@@ -123,7 +138,12 @@ def execute(notebook, folder, values):
     except PapermillExecutionError as error:
         raise KitError(
             f"Cell {error.exec_count} of {notebook.name} failed with {error.ename}: {error.evalue} "
-            f"The notebook as far as it came is {os.path.relpath(executed)}."
+            f"The notebook as far as it came is {executed}."
+        ) from None
+    except DeadKernelError:
+        raise KitError(
+            "The notebook's process was ended, most likely because memory ran out. Close other "
+            "programs, or choose a smaller model with QLORA_KIT_PROFILE."
         ) from None
 
 
@@ -154,12 +174,12 @@ def store(notebook):
 
 def test(arguments):
     command = [sys.executable, "-m", "pytest", *(["--full"] if arguments.full else [])]
-    return subprocess.call(command, cwd=ROOT)
+    return hand_over(command, cwd=ROOT)
 
 
 def lab(arguments):
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={ROOT}"]
-    return subprocess.call([*command, str(find_notebook("06"))], cwd=ROOT)
+    return hand_over([*command, str(find_notebook("06"))], cwd=ROOT)
 
 
 def fetch(arguments):
@@ -193,9 +213,10 @@ def link(arguments):
     if not re.fullmatch(r"[A-Za-z0-9-]+/[A-Za-z0-9._-]+", arguments.repository):
         raise KitError(f"{arguments.repository!r} is not of the form OWNER/REPO.")
     old = linked_repository()
-    # github.com/O/R, colab.research.google.com/github/O/R and mybinder.org/v2/gh/O/R
-    address = re.compile(r"(github\.com/|/github/|/gh/)" + re.escape(old) + r"(?![A-Za-z0-9_-])")
-    for path in [ROOT / "pyproject.toml", ROOT / "README.md", *sorted(NOTEBOOKS.glob("*.ipynb"))]:
+    # github.com/O/R and colab.research.google.com/github/O/R
+    address = re.compile(r"(github\.com/|/github/)" + re.escape(old) + r"(?![A-Za-z0-9_-])")
+    # pyproject.toml comes last: it knows the old address, should this be interrupted.
+    for path in [*sorted(NOTEBOOKS.glob("*.ipynb")), ROOT / "README.md", ROOT / "pyproject.toml"]:
         text = path.read_text(encoding="utf-8")
         path.write_text(
             address.sub(lambda match: match[1] + arguments.repository, text),

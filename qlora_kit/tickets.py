@@ -4,9 +4,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from qlora_kit.bootstrap import ROOT
 from qlora_kit.errors import KitError
 
-DATA = Path(__file__).resolve().parent.parent / "data"
+DATA = ROOT / "data"
 
 CATEGORIES = (
     "billing",

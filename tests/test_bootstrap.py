@@ -88,6 +88,45 @@ def test_a_build_that_was_cut_off_is_done_again(built, damage):
     assert bootstrap.stamp_is_good()
 
 
+def test_what_an_interrupted_build_left_is_cleared_away(built):
+    folder, _ = built
+    (folder / ".venv.old").mkdir()
+    (folder / ".venv" / "half").write_text("a package")
+    bootstrap.build()
+    assert bootstrap.stamp_is_good()
+    assert not (folder / ".venv" / "half").exists()
+    assert not (folder / ".venv.old").exists()
+
+
+def test_a_python_whose_pip_does_not_start_is_one_sentence(clone, monkeypatch):
+    def fail(self, context):
+        raise subprocess.CalledProcessError(7, "pip")
+
+    monkeypatch.setattr(venv.EnvBuilder, "_setup_pip", fail)
+    with pytest.raises(KitError, match="pip did not start in it"):
+        bootstrap.build()
+
+
+def test_ctrl_c_is_left_to_the_command():
+    """The command ends by itself after the interrupt, and its exit status comes back."""
+    code = """
+import os, signal, sys, threading
+from qlora_kit.bootstrap import hand_over
+child = '''
+import time
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(1)
+    raise SystemExit(5)
+'''
+threading.Timer(2, lambda: os.killpg(0, signal.SIGINT)).start()
+sys.exit(hand_over([sys.executable, "-c", child]))
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, start_new_session=True)
+    assert run.returncode == 5
+
+
 def test_a_failed_install_leaves_no_stamp(clone, monkeypatch):
     monkeypatch.setattr(bootstrap.subprocess, "call", lambda command, **_: 1)
     monkeypatch.setattr(bootstrap, "cpu_index", lambda: [])
@@ -96,9 +135,13 @@ def test_a_failed_install_leaves_no_stamp(clone, monkeypatch):
     assert not bootstrap.stamp_is_good()
 
 
-def test_an_environment_of_the_users_own_is_left_alone(clone):
+@pytest.mark.parametrize(
+    "config", [None, "home = /usr/bin\n", "command = python -m venv /home/ada/qlora_kit/.venv\n"]
+)
+def test_an_environment_of_the_users_own_is_left_alone(clone, config):
     (clone / ".venv").mkdir()
-    (clone / ".venv" / "pyvenv.cfg").write_text("home = /usr/bin\n")
+    if config:
+        (clone / ".venv" / "pyvenv.cfg").write_text(config)
     (clone / ".venv" / "precious").write_text("work")
     with pytest.raises(KitError, match="did not make"):
         bootstrap.build()
@@ -119,6 +162,7 @@ def test_an_intel_mac_is_told_that_it_is_not_supported(clone, monkeypatch):
 
 
 def test_fitting_packages_are_used_where_they_are(monkeypatch):
+    monkeypatch.setattr(bootstrap, "in_kit_environment", lambda: False)
     monkeypatch.setattr(bootstrap, "build", lambda: pytest.fail("built an environment"))
     bootstrap.ensure("test")  # this very Python runs the tests, so it has what they need
 
@@ -184,6 +228,7 @@ def test_a_fresh_clone_trains_with_one_command(tmp_path):
     report = json.loads((folder / "report.json").read_text())
     assert report["base_unchanged"]
     assert report["after"]["perplexity"] < report["before"]["perplexity"]
-    # The second call is quick: the environment is found again.
-    again = subprocess.run([base, "-m", "qlora_kit", "fetch"], cwd=clone, env=environment)
-    assert again.returncode == 0
+    # The second call finds the environment and the model again.
+    fetch = [base, "-m", "qlora_kit", "fetch"]
+    again = subprocess.run(fetch, cwd=clone, env=environment, capture_output=True, text=True)
+    assert again.stdout.startswith("smollm2-135m-short is in ")

@@ -67,9 +67,23 @@ def test_run_sets_parameters_and_keeps_the_executed_copy(notebook, tmp_path):
     assert executed.cells[-1].outputs[0].text == "42\n"
 
 
-def test_an_unknown_parameter_names_the_known_ones(notebook, tmp_path):
+def test_an_unknown_parameter_names_the_known_ones(notebook):
     with pytest.raises(KitError, match="has no parameter sead; it has seed"):
-        commands.execute(notebook("seed = 0"), tmp_path, {"sead": 1})
+        commands.checked(notebook("seed = 0"), ["sead=1"])
+
+
+def test_a_folder_is_taken_from_where_the_user_stands(notebook, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = commands.checked(notebook("data_dir = ''\nseed = 0"), ["data_dir=mine", "seed=1"])
+    assert values == {"data_dir": str(tmp_path / "mine"), "seed": 1}
+
+
+def test_a_process_that_was_killed_is_one_sentence(notebook, tmp_path):
+    book = notebook("seed = 0", "import os; os.kill(os.getpid(), 9)")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with pytest.raises(KitError, match="memory ran out"):
+        commands.execute(book, folder, {})
 
 
 def test_a_failing_cell_is_one_sentence_and_the_copy_is_kept(notebook, tmp_path):
@@ -115,7 +129,7 @@ def test_link_stamps_every_address_and_can_be_repeated(copy):
     original = text()
     commands.link(types.SimpleNamespace(repository="ada/kit.one"))
     stamped = text()
-    for place in ("github.com/", "colab.research.google.com/github/", "mybinder.org/v2/gh/"):
+    for place in ("github.com/", "colab.research.google.com/github/"):
         assert place + old in original
         assert place + old not in stamped
         assert place + "ada/kit.one" in stamped

