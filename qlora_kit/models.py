@@ -116,7 +116,7 @@ LARGE = replace(
     checkpointing=True,
 )
 # The short form: the same cells in a fraction of the time, for the quick tests.
-SHORT = replace(SMALL, rows=128, scored=24)
+SHORT = replace(SMALL, rows=256, scored=40)
 
 SMOLLM2 = Profile(
     name="smollm2-135m",

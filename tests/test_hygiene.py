@@ -23,6 +23,7 @@ LEARNT = "scores and texts of one run: they differ between processors"
 IGNORED = {
     "06_train_gemma": {
         "profile": MACHINE,
+        "data": MACHINE,
         "quantised": MACHINE,
         "answers-before": LEARNT,
         "score-before": LEARNT,
