@@ -18,6 +18,7 @@ GEMMA_NOTICE = (
 # Turn formats for base models whose tokenizer brings none. Each is the format that the makers use
 # for the instruction-tuned sibling. A system turn opens the first user turn.
 GEMMA_TURNS = (
+    "{% set ns = namespace(system='') %}"
     "{{ bos_token }}{% for m in messages %}"
     "{% if m['role'] == 'system' %}{% set ns.system = m['content'] + '\n\n' %}{% else %}"
     "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' }}"
@@ -25,7 +26,6 @@ GEMMA_TURNS = (
     "{{ m['content'] + '<end_of_turn>\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
-GEMMA_TURNS = "{% set ns = namespace(system='') %}" + GEMMA_TURNS
 LLAMA_2_TURNS = (
     "{% set ns = namespace(system='') %}{% for m in messages %}"
     "{% if m['role'] == 'system' %}"
