@@ -1,0 +1,45 @@
+"""Sliders over pictures, for ipywidgets 7.7 and 8: the same in JupyterLab, VS Code and Colab."""
+
+import base64
+import io
+
+import ipywidgets
+import matplotlib.pyplot as plt
+from IPython.display import display
+
+
+def explore(draw, describe=None, **controls):
+    """Show a picture that follows its controls.
+
+    `draw` returns a Figure, `describe` a line of text with the numbers that matter; both are
+    called with the values of `controls`, ipywidgets controls by argument name. Where no kernel
+    runs, such as on GitHub, the first picture stands in the widget's place.
+    """
+    picture = ipywidgets.Image(format="png")
+    numbers = ipywidgets.HTML()
+
+    def update(*_):
+        values = {name: control.value for name, control in controls.items()}
+        picture.value = png(draw(**values))
+        if describe:
+            numbers.value = describe(**values)
+
+    update()
+    for control in controls.values():
+        control.observe(update, names="value")
+    box = ipywidgets.VBox([*controls.values(), numbers, picture])
+    view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}
+    bundle = {
+        "application/vnd.jupyter.widget-view+json": view,
+        "image/png": base64.b64encode(picture.value).decode(),
+        "text/plain": "A widget: run this cell to move its sliders.",
+    }
+    display(bundle, raw=True)
+
+
+def png(figure):
+    """A Figure as bytes of a PNG. The figure is closed, so that the notebook does not show it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    plt.close(figure)
+    return buffer.getvalue()
