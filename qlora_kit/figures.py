@@ -94,26 +94,58 @@ def loss_curve(history):
     return figure
 
 
-def before_after(before, after):
-    """The three shares of `scoring.score` before and after training, as bars."""
-    names = {
-        "category_accuracy": "category right",
-        "exact_match": "category and priority right",
-        "stops_by_itself": "stops by itself",
-    }
-    figure, axes = plt.subplots(figsize=(8, 2.8))
-    for offset, scores, colour, name in (
-        (-0.2, before, GREY, "before"),
-        (0.2, after, BLUE, "after"),
+def compare(table):
+    """The label scores of several contenders as dots with their 95 % intervals.
+
+    `table` maps a name to the Estimates of `scoring.score` or `scoring.label_scores`.
+    """
+    names = {"category_accuracy": "category right", "exact_match": "category and priority right"}
+    figure, axes = plt.subplots(figsize=(8, 0.5 * len(table) + 1.3))
+    for offset, key, colour, marker in (
+        (-0.12, "category_accuracy", BLUE, "o"),
+        (0.12, "exact_match", ORANGE, "s"),
     ):
-        places = [i + offset for i in range(len(names))]
-        bars = axes.barh(places, [scores[key] for key in names], height=0.38, color=colour)
-        axes.bar_label(bars, fmt="{:.0%}", padding=3)
-        bars.set_label(name)
-    axes.set_yticks(range(len(names)), [textwrap.fill(n, 16) for n in names.values()])
+        values = [scores[key] for scores in table.values()]
+        axes.errorbar(
+            [estimate.value for estimate in values],
+            [row + offset for row in range(len(table))],
+            xerr=[
+                [max(0, e.value - e.low) for e in values],
+                [max(0, e.high - e.value) for e in values],
+            ],
+            fmt=marker,
+            color=colour,
+            label=names[key],
+            capsize=3,
+        )
+    axes.set_yticks(range(len(table)), [textwrap.fill(name, 26) for name in table])
     axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
-    axes.set(xlabel=f"share of {after['rows']} held-out tickets", xlim=(0, 1.08))
+    axes.set(xlabel="share of held-out tickets, with 95 % intervals", xlim=(-0.02, 1.02))
     axes.xaxis.set_major_formatter("{x:.0%}")
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    return figure
+
+
+def confusion(tickets, answers, categories):
+    """Which category was given to the tickets of each: a table of counts, the right ones framed.
+
+    `answers` are the categories that were given; what is none of `categories` is counted as other.
+    """
+    columns = [*categories, "other"]
+    counts = [[0] * len(columns) for _ in categories]
+    for ticket, given in zip(tickets, answers, strict=True):
+        counts[categories.index(ticket.category)][
+            columns.index(given if given in categories else "other")
+        ] += 1
+    figure, axes = plt.subplots(figsize=(7.2, 4.6))
+    axes.imshow(counts, cmap="Blues", vmin=0, vmax=max(map(max, counts)))
+    for y, row in enumerate(counts):
+        axes.add_patch(plt.Rectangle((y - 0.5, y - 0.5), 1, 1, fill=False, edgecolor=ORANGE, lw=2))
+        for x, count in enumerate(row):
+            dark = count > max(map(max, counts)) / 2
+            axes.text(x, y, count or "", ha="center", va="center", color="w" if dark else "k")
+    axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right")
+    axes.set_yticks(range(len(categories)), categories)
+    axes.set(xlabel="the model says", ylabel="the reference says")
+    axes.grid(visible=False)
     return figure

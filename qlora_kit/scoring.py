@@ -1,13 +1,31 @@
-"""Answers in batches, and what they are worth."""
+"""Answers in batches, what they are worth, and how sure that is."""
 
 import math
+import random
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tqdm import tqdm
 
-from qlora_kit.tickets import prompt
+from qlora_kit import facts
+from qlora_kit.tickets import REPLY_REQUEST, prompt
 
 LABEL_TOKENS = 16  # a label has about 5; an answer that runs on is cut here
+REPLY_TOKENS = 80  # the longest reference, label and reply, has about 70
+
+
+class Estimate(NamedTuple):
+    """A figure measured on some rows, and the ends of its 95 % interval.
+
+    The interval covers the choice of the rows, not that of the seed.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self):
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
 @dataclass(frozen=True)
@@ -61,59 +79,159 @@ def progress(batches, what):
     return tqdm(batches, desc=what, leave=False, disable=len(batches) == 1)
 
 
-def perplexity(model, tokenizer, examples, batch=8):
-    """exp of the mean negative log-likelihood of the completions' tokens, stop token included.
+def surprise(model, tokenizer, examples, batch=8):
+    """How unlikely each example's completion is to the model: a list of (nats, tokens).
 
+    Nats are the negative log-likelihood of the completion's tokens, its stop token included.
     Logits are made for the end of each row only: for Gemma a full set would take 1 MiB a token.
     """
     import torch
 
-    total, count = 0.0, 0
     rows = []
-    for example in examples:
-        prompt = tokenizer.apply_chat_template(example["prompt"], add_generation_prompt=True)
+    for i, example in enumerate(examples):
+        begin = tokenizer.apply_chat_template(example["prompt"], add_generation_prompt=True)
         full = tokenizer.apply_chat_template(example["prompt"] + example["completion"])
-        rows.append((full["input_ids"], len(full["input_ids"]) - len(prompt["input_ids"])))
-    rows.sort(key=lambda row: len(row[0]))
+        rows.append((i, full["input_ids"], len(full["input_ids"]) - len(begin["input_ids"])))
+    rows.sort(key=lambda row: len(row[1]))
+    result = [None] * len(rows)
     was_training = model.training
     model.eval()
     for start in progress(range(0, len(rows), batch), "Reading"):
         chosen = rows[start : start + batch]
         inputs = tokenizer.pad(
-            {"input_ids": [ids for ids, _ in chosen]}, padding_side="left", return_tensors="pt"
+            {"input_ids": [ids for _, ids, _ in chosen]}, padding_side="left", return_tensors="pt"
         ).to(model.device)
-        keep = max(learnt for _, learnt in chosen) + 1
+        keep = max(learnt for _, _, learnt in chosen) + 1
         with torch.inference_mode():
             logits = model(**inputs, logits_to_keep=keep).logits
-        for row, (ids, learnt) in enumerate(chosen):
+        for row, (i, ids, learnt) in enumerate(chosen):
             target = torch.tensor(ids[-learnt:], device=logits.device)
             guess = logits[row, -learnt - 1 : -1].float()
-            total += torch.nn.functional.cross_entropy(guess, target, reduction="sum").item()
-            count += learnt
+            nats = torch.nn.functional.cross_entropy(guess, target, reduction="sum").item()
+            result[i] = nats, learnt
     model.train(was_training)
-    return math.exp(total / count)
+    return result
 
 
-def score(model, tokenizer, tickets):
-    """What a model's answers to held-out tickets are worth, and the answers.
+def likeliest(model, tokenizer, prompts, labels, batch=4):
+    """For each prompt, the one of the labels that the model would say with the highest probability.
 
-    Returns (scores, answers). The shares in `scores` are of all rows: `category_accuracy`,
-    `exact_match` (category and priority), `stops_by_itself`; `perplexity` is that of the reference
-    answers, label and reply; `rows` their number.
+    This is the best that can be read out of a model that was never told the form of the answer.
+    Each prompt is read once; its keys and values are kept, and every label is tried after them.
     """
-    prompts = [prompt(ticket.ticket) for ticket in tickets]
-    answers = answer(model, tokenizer, prompts, LABEL_TOKENS)
-    pairs = list(zip(tickets, answers, strict=True))
-    rows = len(tickets)
-    return {
-        "category_accuracy": sum(category(a.text) == t.category for t, a in pairs) / rows,
-        "exact_match": sum(a.text == t.label for t, a in pairs) / rows,
-        "stops_by_itself": sum(a.stopped for a in answers) / rows,
-        "perplexity": perplexity(model, tokenizer, [t.example(with_reply=True) for t in tickets]),
-        "rows": rows,
-    }, answers
+    import torch
+
+    begins = [
+        tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
+        for prompt in prompts
+    ]
+    stop = model.generation_config.eos_token_id[0]
+    tails = [tokenizer(label, add_special_tokens=False)["input_ids"] + [stop] for label in labels]
+    tails = tokenizer.pad({"input_ids": tails}, padding_side="right", return_tensors="pt")
+    tails = tails.to(model.device)
+    targets = tails["input_ids"].masked_fill(tails["attention_mask"] == 0, -100)
+    order = sorted(range(len(begins)), key=lambda i: len(begins[i]))
+    best = [None] * len(begins)
+    was_training = model.training
+    model.eval()
+    for start in progress(range(0, len(order), batch), "Comparing"):
+        chosen = order[start : start + batch]
+        read = tokenizer.pad(
+            {"input_ids": [begins[i] for i in chosen]}, padding_side="left", return_tensors="pt"
+        ).to(model.device)
+        with torch.inference_mode():
+            output = model(**read, use_cache=True, logits_to_keep=1)
+            cache = output.past_key_values
+            cache.batch_repeat_interleave(len(labels))
+            rest = tails["input_ids"].repeat(len(chosen), 1)
+            mask = read["attention_mask"].repeat_interleave(len(labels), 0)
+            mask = torch.cat([mask, tails["attention_mask"].repeat(len(chosen), 1)], dim=1)
+            first = output.logits.repeat_interleave(len(labels), 0)
+            after = model(
+                input_ids=rest,
+                attention_mask=mask,
+                position_ids=mask.cumsum(1)[:, -rest.shape[1] :] - 1,
+                past_key_values=cache,
+            ).logits
+        guess = torch.cat([first, after[:, :-1]], dim=1).float().transpose(1, 2)
+        wanted = targets.repeat(len(chosen), 1)
+        nats = torch.nn.functional.cross_entropy(guess, wanted, reduction="none").sum(1)
+        for i, label in zip(chosen, nats.view(len(chosen), -1).argmin(1).tolist(), strict=True):
+            best[i] = labels[label]
+    model.train(was_training)
+    return best
 
 
 def category(text):
     """The category in an answer such as 'billing, urgent'."""
     return text.partition(",")[0].strip()
+
+
+def label_scores(tickets, texts):
+    """The shares of labels that are right, as Estimates.
+
+    `category_accuracy` looks at the category alone; `exact_match` wants category and priority,
+    letter for letter.
+    """
+    pairs = list(zip(tickets, texts, strict=True))
+    return {
+        "category_accuracy": share([category(text) == ticket.category for ticket, text in pairs]),
+        "exact_match": share([text == ticket.label for ticket, text in pairs]),
+    }
+
+
+def score(model, tokenizer, tickets, checklist=None):
+    """What a model's answers to held-out tickets are worth, and the labels that it gave.
+
+    Returns (scores, answers). The scores are Estimates: those of `label_scores`;
+    `stops_by_itself`, the share of labels that end with the stop token; `facts_right`, the share
+    of the facts of `checklist` (see `facts.load`) that the replies state, None where it covers
+    none of the tickets; `perplexity` of the reference answers, label and reply: exp of the mean
+    nats a token.
+    """
+    answers = answer(model, tokenizer, [prompt(t.ticket) for t in tickets], LABEL_TOKENS)
+    nats = ratio(surprise(model, tokenizer, [t.example(with_reply=True) for t in tickets]))
+    scores = label_scores(tickets, [a.text for a in answers])
+    scores["stops_by_itself"] = share([a.stopped for a in answers])
+    scores["facts_right"] = score_facts(model, tokenizer, tickets, checklist)
+    scores["perplexity"] = Estimate(*map(math.exp, nats))
+    return scores, answers
+
+
+def score_facts(model, tokenizer, tickets, checklist):
+    """The share of policy facts that the replies state, over the rows of the checklist."""
+    rows = [(ticket, wanted) for ticket, wanted in checklist or () if ticket in tickets]
+    if not rows:
+        return None
+    prompts = [prompt(ticket.ticket, REPLY_REQUEST) for ticket, _ in rows]
+    replies = answer(model, tokenizer, prompts, REPLY_TOKENS)
+    return ratio(
+        [
+            facts.facts_right(reply.text.partition("\n")[2], wanted)
+            for reply, (_, wanted) in zip(replies, rows, strict=True)
+        ]
+    )
+
+
+def share(right):
+    """The share of True in a list, with the interval of Wilson (1927, JASA 22, page 209)."""
+    rows, z = len(right), 1.96
+    value = sum(right) / rows
+    middle = (value + z * z / (2 * rows)) / (1 + z * z / rows)
+    margin = z / (1 + z * z / rows) * math.sqrt(value * (1 - value) / rows + (z / (2 * rows)) ** 2)
+    return Estimate(value, max(0.0, middle - margin), min(1.0, middle + margin))
+
+
+def ratio(pairs, draws=2000):
+    """The sum of the first over the sum of the second numbers, a pair for each row.
+
+    The interval is the bootstrap's (Efron 1979, Annals of Statistics 7): whole rows are drawn
+    again, since the tokens or the facts of one row belong together. The draws are seeded.
+    """
+
+    def value(rows):
+        return sum(first for first, _ in rows) / sum(second for _, second in rows)
+
+    rng = random.Random(0)
+    drawn = sorted(value(rng.choices(pairs, k=len(pairs))) for _ in range(draws))
+    return Estimate(value(pairs), drawn[int(0.025 * draws)], drawn[int(0.975 * draws)])

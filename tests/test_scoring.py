@@ -1,11 +1,11 @@
-"""Answers in batches, and their scores."""
+"""Answers in batches, their scores, and how sure they are."""
 
 import math
 
 import pytest
 import torch
 
-from qlora_kit import scoring, tickets
+from qlora_kit import facts, scoring, tickets
 
 
 @pytest.fixture(scope="module")
@@ -31,36 +31,106 @@ def test_an_answer_knows_whether_it_stopped(smollm2):
     assert "<|" not in whole.text
 
 
-def test_perplexity_is_that_of_the_library(smollm2, rows):
-    """Batched, padded, logits for the end only: the same as the model's own loss, row by row."""
+def own_loss(model, tokenizer, example):
+    """(nats, tokens) of a completion by the model's own loss, one row, nothing padded."""
+    prompt = tokenizer.apply_chat_template(example["prompt"], add_generation_prompt=True)
+    turns = example["prompt"] + example["completion"]
+    ids = torch.tensor([tokenizer.apply_chat_template(turns)["input_ids"]])
+    labels = ids.clone()
+    labels[:, : len(prompt["input_ids"])] = -100
+    learnt = (labels != -100).sum().item()
+    with torch.inference_mode():
+        return model(ids, labels=labels).loss.item() * learnt, learnt
+
+
+def test_surprise_is_the_model_s_own_loss(smollm2, rows):
+    """Batched, padded, sorted, logits for the end only: the same, row by row."""
     model, tokenizer = smollm2
-    examples = [row.example(with_reply=True) for row in rows]
-    total = count = 0
-    for example in examples:
-        prompt = tokenizer.apply_chat_template(example["prompt"], add_generation_prompt=True)
-        turns = example["prompt"] + example["completion"]
-        ids = torch.tensor([tokenizer.apply_chat_template(turns)["input_ids"]])
-        labels = ids.clone()
-        labels[:, : len(prompt["input_ids"])] = -100
-        learnt = (labels != -100).sum().item()
+    examples = [row.example(with_reply=i % 2 == 0) for i, row in enumerate(rows)]
+    measured = scoring.surprise(model, tokenizer, examples, batch=2)
+    for example, (nats, learnt) in zip(examples, measured, strict=True):
+        own_nats, own_learnt = own_loss(model, tokenizer, example)
+        assert nats == pytest.approx(own_nats, rel=1e-4)
+        assert learnt == own_learnt
+
+
+def test_the_likeliest_label_is_the_one_with_the_smallest_loss(smollm2, rows):
+    """Through kept keys and values, and labels of different lengths in one batch."""
+    model, tokenizer = smollm2
+    labels = ["billing, low", "app, urgent", "repair, normal", "subscription, normal"]
+
+    def nats(row, label):
+        completion = [{"role": "assistant", "content": label}]
+        example = {"prompt": tickets.prompt(row.ticket), "completion": completion}
+        full = tokenizer.apply_chat_template(example["prompt"] + completion)["input_ids"]
+        after_stop = len(full) - 1 - full[::-1].index(tokenizer.convert_tokens_to_ids("<|im_end|>"))
+        assert tokenizer.decode(full[after_stop + 1 :]) == "\n"
+        begin = tokenizer.apply_chat_template(example["prompt"], add_generation_prompt=True)
+        begin = len(begin["input_ids"])
+        ids = torch.tensor([full[: after_stop + 1]])
+        target = ids.clone()
+        target[:, :begin] = -100
         with torch.inference_mode():
-            total += model(ids, labels=labels).loss.item() * learnt
-        count += learnt
-    measured = scoring.perplexity(model, tokenizer, examples, batch=2)
-    assert measured == pytest.approx(math.exp(total / count), rel=1e-4)
+            return model(ids, labels=target).loss.item() * (len(ids[0]) - begin)
+
+    expected = [min(labels, key=lambda label: nats(row, label)) for row in rows]
+    prompts = [tickets.prompt(row.ticket) for row in rows]
+    assert scoring.likeliest(model, tokenizer, prompts, labels, batch=2) == expected
+    assert len(set(expected)) > 1  # else a function that always says the same would pass
 
 
-def test_score_counts_what_it_says(monkeypatch, rows):
+def test_label_scores_count_what_they_say(rows):
     texts = [rows[0].label, f"{rows[1].category}, nonsense", "nonsense", "", rows[4].label + "\nx"]
-    answers = [scoring.Answer(text, stopped=i < 4) for i, text in enumerate(texts)]
-    monkeypatch.setattr(scoring, "answer", lambda *_: answers)
-    monkeypatch.setattr(scoring, "perplexity", lambda *_: 2.0)
-    scores, given = scoring.score(None, None, rows)
-    assert given == answers
-    assert scores == {
-        "category_accuracy": 3 / 5,
-        "exact_match": 1 / 5,
-        "stops_by_itself": 4 / 5,
-        "perplexity": 2.0,
-        "rows": 5,
-    }
+    scores = scoring.label_scores(rows, texts)
+    assert scores["category_accuracy"].value == 3 / 5
+    assert scores["exact_match"].value == 1 / 5
+
+
+def test_score_puts_everything_together(monkeypatch, rows):
+    asked = []
+
+    def answer(model, tokenizer, prompts, limit):
+        asked.append(limit)
+        texts = [row.label for row in rows] if limit == scoring.LABEL_TOKENS else ["x\n45 days"] * 2
+        return [scoring.Answer(text, stopped=i < 4) for i, text in enumerate(texts)]
+
+    monkeypatch.setattr(scoring, "answer", answer)
+    monkeypatch.setattr(scoring, "surprise", lambda *_: [(2.0, 1), (0.0, 1)])
+    days = facts.read_fact({"fact": "", "says": ["45 days"], "never": []}, {})
+    other = facts.read_fact({"fact": "", "says": ["Returns"], "never": []}, {})
+    checklist = [(rows[0], [days]), (rows[1], [days, other])]
+    scores, given = scoring.score(None, None, rows, checklist)
+    assert [a.text for a in given] == [row.label for row in rows]
+    assert asked == [scoring.LABEL_TOKENS, scoring.REPLY_TOKENS]
+    assert scores["exact_match"].value == 1
+    assert scores["stops_by_itself"].value == 4 / 5
+    assert scores["facts_right"].value == 2 / 3
+    assert scores["perplexity"].value == pytest.approx(math.e)
+
+
+def test_without_a_checklist_no_facts_are_asked_for(rows):
+    assert scoring.score_facts(None, None, rows, None) is None
+    assert scoring.score_facts(None, None, rows[:1], [(rows[1], [])]) is None
+
+
+@pytest.mark.parametrize(
+    "right, rows, low, high",
+    # from statsmodels.stats.proportion.proportion_confint(..., method="wilson")
+    [(137, 200, 0.6176, 0.7453), (0, 200, 0.0, 0.0188), (40, 40, 0.9124, 1.0)],
+)
+def test_the_interval_of_a_share_is_wilson_s(right, rows, low, high):
+    estimate = scoring.share([True] * right + [False] * (rows - right))
+    assert estimate == pytest.approx((right / rows, low, high), abs=1e-4)
+
+
+def test_the_bootstrap_covers_the_truth_about_as_often_as_it_says():
+    import random
+
+    rng = random.Random(1)
+    hits = 0
+    for _ in range(200):
+        rows = [(rng.random(), 1) for _ in range(40)]
+        estimate = scoring.ratio(rows, draws=200)
+        hits += estimate.low <= 0.5 <= estimate.high
+    assert 178 <= hits <= 199
+    assert scoring.ratio(rows) == scoring.ratio(rows)
