@@ -7,11 +7,11 @@ from pathlib import Path
 
 from qlora_kit.errors import KitError
 
-UNITS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen"
-).split()
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+UNITS = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+    "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+]  # fmt: skip
+TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 NUMBERS = {word: number for number, word in enumerate(UNITS)}
 NUMBERS |= {ten: 20 + 10 * i for i, ten in enumerate(TENS)}
 NUMBERS |= {f"{ten} {UNITS[one]}": NUMBERS[ten] + one for ten in TENS for one in range(1, 10)}
@@ -28,6 +28,7 @@ SPELLINGS = (
     ("'", ""),
     ("%", " percent"),
     ("°", " degrees "),
+    (r"(?<=\d), ?(?=\d)", " or "),  # 3, 6 or 12
     (r"[!?;]|\.(?!\d)", "\n"),  # one sentence a line; the dot of 2.4 stays
     (r"[^\w.\n]|_", " "),
     (r"(\d)(?!st\b|nd\b|rd\b|th\b)([a-z])", r"\1 \2"),  # 24h
@@ -84,14 +85,10 @@ def load(path, tickets):
             if ticket is None or not ticket.ticket.startswith(row["opening"]):
                 raise ValueError(f"no ticket on that line opens with {row['opening']!r}")
             facts = [read_fact(entry, book.get("words", {})) for entry in row["facts"]]
-        except KeyError as error:
-            problem = f"{error} is missing"
-        except ValueError as error:
-            problem = str(error)
-        else:
-            checklist.append((ticket, facts))
-            continue
-        raise KitError(f"{path.name}, row of line {row.get('line')}: {problem}.")
+        except (KeyError, ValueError) as error:
+            problem = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise KitError(f"{path.name}, row of line {row.get('line')}: {problem}.") from None
+        checklist.append((ticket, facts))
     if not checklist:
         raise KitError(f"{path} has no [[row]].")
     return checklist
@@ -100,34 +97,38 @@ def load(path, tickets):
 def read_fact(entry, words):
     """A Fact from its table; ValueError or KeyError says what is wrong with it."""
 
-    def compiled(patterns):
-        return tuple(compile_pattern(pattern, words) for pattern in patterns)
+    def compiled(key):
+        if not isinstance(entry[key], list):
+            raise ValueError(f"{key!r} is not a list")
+        return tuple(compile_pattern(pattern, words) for pattern in entry[key])
 
-    if not entry["says"]:
-        raise ValueError(f"the fact {entry['fact']!r} has an empty 'says'")
-    return Fact(entry["fact"], compiled(entry["says"]), compiled(entry["never"]))
+    if not entry["says"]:  # it would take every reply for right
+        raise ValueError("'says' is empty")
+    return Fact(entry["fact"], compiled("says"), compiled("never"))
 
 
 def compile_pattern(pattern, words):
     """A regular expression in which {a name} stands for a pattern of `words`, and
-    {other than 3|6} for any other number, or for a list with one in it, such as "2 or 3".
+    {other than 3|6} for any other number, or for a list with one in it, such as "2, 3 or 6".
     """
 
-    def expand(match):
+    def expand(text):
+        # All braces but those of a repetition, such as {0,2}.
+        return re.sub(r"\{(?![\d,]+\})([^{}]*)\}", meaning, text)
+
+    def meaning(match):
         name = match[1]
         if name.startswith("other than "):
             numbers = name.removeprefix("other than ").split("|")
             allowed = "|".join(re.escape(number) for number in numbers)
             number = rf"(?<![\d.])(?!(?:{allowed})(?![\d.]))\d[\d.]*"
-            return rf"{number}(?: (?:or|to|and|\d[\d.]*))*"
+            return rf"{number}(?: (?:or|to|and) \d[\d.]*)*"
         if name not in words:
             raise ValueError(f"{pattern!r} holds {{{name}}}, which is not in [words]")
-        return f"(?:{words[name]})"
+        return f"(?:{expand(words[name])})"
 
-    # All braces but those of a repetition, such as {0,2}.
-    expanded = re.sub(r"\{(?![\d,]+\})([^{}]*)\}", expand, pattern)
     try:
-        return re.compile(expanded, re.MULTILINE)
+        return re.compile(expand(pattern), re.MULTILINE)
     except re.error as error:
         raise ValueError(f"{pattern!r} is no regular expression ({error})") from None
 
@@ -135,14 +136,6 @@ def compile_pattern(pattern, words):
 def facts_right(reply, facts):
     """(right, total): how many of a row's facts its reply gets right, of how many.
 
-    The reply is text without the label in front of it.
+    A label in front of the reply does no harm.
     """
     return sum(fact.is_right(reply) for fact in facts), len(facts)
-
-
-def count_right(replies, checklist):
-    """(right, total) over the replies to all rows of a checklist, in its order."""
-    counts = [
-        facts_right(reply, facts) for reply, (_, facts) in zip(replies, checklist, strict=True)
-    ]
-    return sum(right for right, _ in counts), sum(total for _, total in counts)

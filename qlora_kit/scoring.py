@@ -207,7 +207,7 @@ def score_facts(model, tokenizer, tickets, checklist):
     replies = answer(model, tokenizer, prompts, REPLY_TOKENS)
     return ratio(
         [
-            facts.facts_right(reply.text.partition("\n")[2], wanted)
+            facts.facts_right(reply.text, wanted)
             for reply, (_, wanted) in zip(replies, rows, strict=True)
         ]
     )
