@@ -33,6 +33,7 @@ EXTRAS = {
     "lab": ["lab"],
     "fetch": [],
     "bench": [],
+    "budget": [],
 }
 
 # PyTorch's own index of wheels without CUDA: they save a Linux user gigabytes.
@@ -47,7 +48,10 @@ def ensure(command):
         with lock(ROOT / ".venv.lock"):
             if not stamp_is_good():  # another process may have built it while this one waited
                 build()
-    sys.exit(hand_over([str(venv_python()), "-m", "qlora_kit", *sys.argv[1:]]))
+    command = [str(venv_python()), "-m", "qlora_kit", *sys.argv[1:]]
+    if os.name == "nt":
+        sys.exit(hand_over(command))
+    os.execv(command[0], command)  # the same process: whoever kills it, kills what runs
 
 
 def hand_over(command, **arguments):

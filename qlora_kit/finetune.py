@@ -1,17 +1,9 @@
-"""Around a training run: quirks of the trainer, each in one function, and the run's folder."""
+"""Quirks of the trainer, each in one function."""
 
 import hashlib
-import importlib.metadata
 import inspect
-import json
-import os
-from datetime import datetime
 
 from tqdm import tqdm
-
-from qlora_kit.bootstrap import ROOT
-
-RUNS = ROOT / "runs"
 
 
 def checkpointing(on):
@@ -61,7 +53,8 @@ def text_progress(trainer):
 
     class Bar(transformers.TrainerCallback):
         def on_train_begin(self, args, state, control, **_):
-            self.bar = tqdm(total=state.max_steps, desc="Training", unit="step")
+            done = state.global_step  # more than 0 in a resumed run
+            self.bar = tqdm(total=state.max_steps, initial=done, desc="Training", unit="step")
 
         def on_step_end(self, args, state, control, **_):
             self.bar.update(state.global_step - self.bar.n)
@@ -104,29 +97,3 @@ def base_digest(model):
         for tensor in tensors:
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def new_run(profile):
-    """A new folder for the run's files: runs/<time>-<profile>."""
-    stem = f"{datetime.now():%Y-%m-%d-%H%M%S}-{profile.name}"
-    for number in range(1, 1000):
-        folder = RUNS / (stem if number == 1 else f"{stem}-{number}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:  # two runs began in the same second
-            continue
-        return folder
-    raise FileExistsError(stem)
-
-
-def versions():
-    """The versions of the libraries that shape a result."""
-    names = ("torch", "transformers", "peft", "bitsandbytes", "trl", "datasets", "accelerate")
-    return {name: importlib.metadata.version(name) for name in names}
-
-
-def write_report(folder, report):
-    """Write report.json, whole or not at all. A run that has one is finished."""
-    unfinished = folder / "report.json.partial"
-    unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, folder / "report.json")

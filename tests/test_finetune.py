@@ -1,6 +1,4 @@
-"""The quirks of the trainer, each shown to be needed, and the run's folder."""
-
-import json
+"""The quirks of the trainer, each shown to be needed."""
 
 import pytest
 import torch
@@ -184,20 +182,3 @@ def test_the_bar_shows_the_loss_and_replaces_the_others(make_trainer, capfd):
     assert "Training: 100%" in shown.err
     assert "loss=" in shown.err
     assert "{'loss'" not in shown.out
-
-
-def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(finetune, "RUNS", tmp_path)
-    profile = models.PROFILES["smollm2-135m"]
-    folders = {finetune.new_run(profile) for _ in range(3)}
-    assert len(folders) == 3
-    assert all(folder.name.split("-", 4)[4].startswith("smollm2-135m") for folder in folders)
-
-
-def test_a_report_is_whole_or_absent(tmp_path):
-    with pytest.raises(TypeError):
-        finetune.write_report(tmp_path, {"steps": object()})
-    assert not (tmp_path / "report.json").exists()
-    finetune.write_report(tmp_path, {"steps": 3})
-    assert json.loads((tmp_path / "report.json").read_text()) == {"steps": 3}
-    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
