@@ -5,12 +5,16 @@ import os
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
+import torch
+import transformers
 
-from qlora_kit import bench, bootstrap, commands
+from qlora_kit import bench, bench_train, bootstrap, commands, models, tickets
 from qlora_kit.__main__ import parser
 from qlora_kit.bootstrap import ROOT
+from qlora_kit.errors import KitError
 
 
 def test_a_ratio_is_the_librarys_seconds_over_the_kits():
@@ -65,3 +69,218 @@ def test_the_kit_quantises_as_fast_as_bitsandbytes_and_dequantises_at_0_4_of_its
     result = json.loads(done.stdout)
     assert result["quantize_ratio"] >= 0.9, result
     assert result["dequantize_ratio"] >= 0.4, result
+
+
+def run_of(seconds, **figures):
+    """The figures of a made-up training."""
+    return {
+        "name": "a base",
+        "products_in": "float32",
+        "threads": 2,
+        "steps": 12,
+        "tokens": 6000,
+        "learnt": 900,
+        "seconds": seconds,
+        "peak_memory_bytes": 1_500_000_000,
+        "heldout_loss": 2.5,
+        "operations": 3_000_000_000_000,
+        "product_rate": 100_000_000_000.0,
+    } | figures
+
+
+def test_the_key_figures_of_three_trainings():
+    runs = {"a": [run_of(120.0)], "b": [run_of(60.0)], "c": [run_of(50.0)]}
+    result = bench_train.compare({key: bench_train.fastest(done) for key, done in runs.items()})
+    assert result["ratio"] == pytest.approx(2.0)
+    assert result["qlora_over_lora"] == pytest.approx(50 / 60)
+    assert result["matmul_share"] == pytest.approx(30 / 60)  # 3e12 operations at 1e11 a second
+    assert result["runs"]["a"]["tokens_per_second"] == pytest.approx(50.0)
+
+
+def test_the_fastest_round_counts():
+    rounds = [run_of(60.0, product_rate=2e11), run_of(50.0, heldout_loss=1.0)]
+    best = bench_train.fastest(rounds)
+    assert (best["seconds"], best["heldout_loss"], best["tokens_per_second"]) == (50.0, 1.0, 120.0)
+    assert best["seconds_of_all_rounds"] == [60.0, 50.0]
+    assert best["product_rate"] == 2e11
+
+
+@pytest.mark.parametrize("figure", ["steps", "tokens", "learnt"])
+def test_trainings_that_did_not_do_the_same_are_not_compared(figure):
+    runs = {key: bench_train.fastest([run_of(60.0)]) for key in "abc"}
+    runs["b"][figure] += 1
+    with pytest.raises(KitError, match="differ"):
+        bench_train.compare(runs)
+
+
+def test_the_three_trainings_take_turns(monkeypatch):
+    calls = []
+
+    def in_a_process(letter, name, rows):
+        calls.append((letter, rows))
+        return run_of(60.0)
+
+    monkeypatch.setattr(bench_train, "in_a_process", in_a_process)
+    monkeypatch.setattr(models, "get_weights", lambda profile: (profile, None))
+    bench_train.bench_train(rows=8, rounds=2)
+    assert calls == [("a", 8), ("b", 8), ("c", 8)] * 2
+
+
+def test_a_training_that_fails_says_why():
+    with pytest.raises(KitError, match=r"Training b ended with status 1: .*no profile"):
+        bench_train.in_a_process("b", "no-such", 8)
+
+
+def test_bench_train_prints_a_table_or_one_json_object(monkeypatch, capsys):
+    runs = {"a": run_of(120.0), "b": run_of(60.0), "c": run_of(50.0)}
+    result = bench_train.compare({key: bench_train.fastest([run]) for key, run in runs.items()})
+    monkeypatch.setattr(bench_train, "bench_train", lambda: result)
+    assert commands.bench(parser().parse_args(["bench", "train", "--json"])) == 0
+    assert json.loads(capsys.readouterr().out) == result
+    commands.bench(parser().parse_args(["bench", "train"]))
+    table = capsys.readouterr().out.splitlines()
+    assert table[2].split() == ["b", "a", "base", "100", "60.0", "1.50", "GB", "2.500"]
+    assert "b is 2.00 times as fast as a, and 0.83 times as fast as c." in table
+    assert table[-1].startswith("Matrix products fill 50%")
+
+
+class TwoLayers(torch.nn.Module):
+    """An embedding, two linear layers and an output head."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(10, 4)
+        self.up = torch.nn.Linear(4, 6, bias=False)
+        self.down = torch.nn.Linear(6, 4, bias=False)
+        self.head = torch.nn.Linear(4, 10, bias=False)
+        self.device = torch.device("cpu")
+
+    def get_output_embeddings(self):
+        return self.head
+
+
+def test_operations_are_four_a_parameter_and_token_and_the_heads_four_a_learnt_one():
+    assert bench_train.operations(TwoLayers(), tokens=7, learnt=3) == 4 * (48 * 7 + 40 * 3)
+
+
+def test_the_rate_is_that_of_the_best_product_of_the_layers_shapes(monkeypatch):
+    now = iter(range(1000))  # every product takes one second, so the largest has the best rate
+    monkeypatch.setattr(bench_train, "time", types.SimpleNamespace(perf_counter=now.__next__))
+    rate = bench_train.product_rate(TwoLayers(), tokens=7, dtype=torch.float32, repetitions=2)
+    assert rate == 2 * 7 * 4 * 10
+
+
+def test_a_row_is_just_long_enough_for_all_examples_to_fit():
+    tokenizer = types.SimpleNamespace(
+        apply_chat_template=lambda turns: {"input_ids": [0] * turns[0]}
+    )
+    examples = [{"prompt": [n], "completion": []} for n in (5, 4, 3, 3, 3)]
+    # 18 tokens would fill three rows of 6, but no row of 6 holds a 5 or a 4 and another example.
+    assert bench_train.row_length(examples, tokenizer, rows=3) == 7
+    assert bench_train.row_length(examples, tokenizer, rows=5) == 5
+
+
+@pytest.fixture
+def tiny(smollm2, tmp_path, monkeypatch):
+    """A profile, and a random two-layer model in the place of its base; the tokenizer is real."""
+    import trl.trainer.utils
+
+    monkeypatch.setattr(trl.trainer.utils, "_use_triton", trl.trainer.utils._use_triton)
+    tokenizer = smollm2[1]
+    torch.manual_seed(0)
+    shape = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        tie_word_embeddings=True,
+    )
+    transformers.LlamaForCausalLM(shape).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    profile = models.PROFILES["smollm2-135m"]
+    monkeypatch.setattr(models, "get_weights", lambda profile: (profile, tmp_path / "base"))
+    return profile
+
+
+def tiny_trainer(letter, profile, folder, rows=16):
+    model, tokenizer = bench_train.load(letter, profile)
+    transformers.set_seed(bench_train.SEED)
+    return bench_train.make_trainer(letter, profile, model, tokenizer, rows, str(folder))
+
+
+def test_the_three_trainings_are_what_they_say(tiny, tmp_path):
+    import trl.trainer.utils
+
+    cpu = torch.device("cpu")
+    a = tiny_trainer("a", tiny, tmp_path)
+    assert not trl.trainer.utils._use_triton(cpu), "a computes the logits of every position"
+    b, c = (tiny_trainer(letter, tiny, tmp_path) for letter in "bc")
+    assert trl.trainer.utils._use_triton(cpu)
+
+    def settings(trainer):
+        args = trainer.args
+        yield from (args.optim, args.learning_rate, args.lr_scheduler_type, args.warmup_steps)
+        yield from (args.max_grad_norm, args.packing, args.train_sampling_strategy)
+        yield from (args.per_device_train_batch_size, args.gradient_accumulation_steps)
+        yield trainer.model.peft_config["default"].lora_dropout
+
+    claim_b5 = ["paged_adamw_8bit", 2e-4, "cosine", 0.03, 0.3, False, "group_by_length", 4, 2, 0.05]
+    kit = ["adamw_torch", 2e-3, "cosine", 0.03, 0.3, True, "random", 1, 2, 0.0]
+    assert list(settings(a)) == claim_b5
+    assert list(settings(b)) == list(settings(c)) == kit
+    assert a.args.gradient_checkpointing
+    assert not b.args.gradient_checkpointing and not c.args.gradient_checkpointing
+    kinds = [{type(m).__name__ for m in trainer.model.modules()} for trainer in (a, b, c)]
+    assert ["Linear4bit" in kind for kind in kinds] == [True, True, False]
+
+    adapters = [
+        {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+        for trainer in (a, b, c)
+    ]
+    assert {p.dtype for p in adapters[0].values()} == {torch.float32}
+    torch.testing.assert_close(adapters[1], adapters[0], rtol=0, atol=0)
+    # With a 4-bit base TRL rounded them to bfloat16, before they were made float32 again.
+    torch.testing.assert_close(adapters[2], adapters[0], rtol=2**-8, atol=0)
+
+
+def test_the_kits_arguments_are_those_of_notebook_06(tiny):
+    book = json.loads((ROOT / "notebooks" / "06_train_gemma.ipynb").read_text(encoding="utf-8"))
+    cell = next(cell for cell in book["cells"] if cell["id"] == "config")
+    names = {"recipe": tiny.recipe, "dtypes": models.pick_dtypes(), "seed": 0, "run_dir": "."}
+    notebook = {}
+    names |= {"SFTConfig": notebook.update, "Path": Path, "finetune": bench_train.finetune}
+    exec("".join(cell["source"]), names)
+    kit = bench_train.kit_arguments(tiny.recipe)
+    shared = set(kit) - {"gradient_accumulation_steps"}  # two rows are a step here
+    assert {name: notebook[name] for name in shared} == {name: kit[name] for name in shared}
+    not_of_the_recipe = ("logging", "save", "output_dir", "report_to", "seed", "use_cpu")
+    rest = {name for name in set(notebook) - set(kit) if not name.startswith(not_of_the_recipe)}
+    assert rest == {"max_length", "num_train_epochs"}  # the benchmark sets these two itself
+
+
+def test_a_tiny_model_goes_through_all_three(tiny):
+    runs = {key: bench_train.fastest([bench_train.train(key, tiny, rows=16)]) for key in "abc"}
+    result = bench_train.compare(json.loads(json.dumps(runs)))
+    check_sanity(result, steps=2)
+    train = tickets.load(tickets.DATA / "tickets_train.jsonl")
+    assert runs["b"]["tokens"] > 16 * len(train[0].ticket.split())
+
+
+def check_sanity(result, steps):
+    assert set(result) == {"ratio", "matmul_share", "qlora_over_lora", "runs"}
+    assert result["ratio"] > 0 and result["qlora_over_lora"] > 0
+    assert 0 < result["matmul_share"] < 1
+    for run in result["runs"].values():
+        assert run["steps"] == steps
+        assert 0 < run["learnt"] < run["tokens"]
+        assert run["tokens_per_second"] == pytest.approx(run["tokens"] / run["seconds"])
+        assert 0 < run["heldout_loss"] < 15
+        assert run["peak_memory_bytes"] > 1e8
+    names = [run["name"] for run in result["runs"].values()]
+    assert len(set(names)) == 3 and names[2].startswith("unquantised")
+
+
+@pytest.mark.full
+def test_bench_train_on_the_default_model():
+    check_sanity(bench_train.bench_train(rows=16, rounds=1), steps=2)
