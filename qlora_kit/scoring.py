@@ -1,5 +1,7 @@
 """Answers in batches, what they are worth, and how sure that is."""
 
+import copy
+import itertools
 import math
 import random
 from dataclasses import dataclass
@@ -39,37 +41,48 @@ class Answer:
 def answer(model, tokenizer, prompts, max_new_tokens, batch=40):
     """Greedy answers to a list of chat prompts, as a list of Answer in the same order.
 
-    The prompts are padded on the left, so that every answer starts in the same column, and sorted
-    by length, so that little is padded. On 4-bit weights a batch pays the dequantisation once.
+    What all prompts begin with is read once, and its keys and values are kept. The rest is padded
+    on its left, so that every answer starts in the same column, and sorted by length, so that
+    little is padded. On 4-bit weights a batch pays the dequantisation once.
     """
     import torch
 
-    texts = [
-        tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    rows = [
+        tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
         for prompt in prompts
     ]
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    answers = [None] * len(texts)
+    columns = zip(*(row[:-1] for row in rows), strict=False) if len(rows) > batch else ()
+    shared = len(list(itertools.takewhile(lambda column: len(set(column)) == 1, columns)))
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    answers = [None] * len(rows)
     stops = set(model.generation_config.eos_token_id)
     was_training = model.training
     model.eval()
-    for start in progress(range(0, len(order), batch), "Answering"):
-        chosen = order[start : start + batch]
-        inputs = tokenizer(
-            [texts[i] for i in chosen],
-            add_special_tokens=False,
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-        ).to(model.device)
-        with torch.inference_mode():
+    with torch.inference_mode():
+        begin = torch.tensor([rows[0][:shared]], dtype=torch.long, device=model.device)
+        kept = model(begin, use_cache=True, logits_to_keep=1).past_key_values if shared else None
+        for start in progress(range(0, len(order), batch), "Answering"):
+            chosen = order[start : start + batch]
+            rest = tokenizer.pad(
+                {"input_ids": [rows[i][shared:] for i in chosen]},
+                padding_side="left",
+                return_tensors="pt",
+            ).to(model.device)
+            begins = begin.expand(len(chosen), -1)
+            cache = copy.deepcopy(kept)
+            if cache is not None:
+                cache.batch_repeat_interleave(len(chosen))
             output = model.generate(
-                **inputs, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True
+                input_ids=torch.cat([begins, rest["input_ids"]], dim=1),
+                attention_mask=torch.cat([torch.ones_like(begins), rest["attention_mask"]], dim=1),
+                past_key_values=cache,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
             )
-        new = output[:, inputs["input_ids"].shape[1] :].tolist()
-        for i, tokens in zip(chosen, new, strict=True):
-            text = tokenizer.decode(tokens, skip_special_tokens=True).strip()
-            answers[i] = Answer(text, not stops.isdisjoint(tokens))
+            new = output[:, shared + rest["input_ids"].shape[1] :].tolist()
+            for i, tokens in zip(chosen, new, strict=True):
+                text = tokenizer.decode(tokens, skip_special_tokens=True).strip()
+                answers[i] = Answer(text, not stops.isdisjoint(tokens))
     model.train(was_training)
     return answers
 
@@ -143,9 +156,10 @@ def likeliest(model, tokenizer, prompts, labels, batch=4):
             output = model(**read, use_cache=True, logits_to_keep=1)
             cache = output.past_key_values
             cache.batch_repeat_interleave(len(labels))
-            rest = tails["input_ids"].repeat(len(chosen), 1)
+            rest = tails["input_ids"][:, :-1].repeat(len(chosen), 1)
             mask = read["attention_mask"].repeat_interleave(len(labels), 0)
-            mask = torch.cat([mask, tails["attention_mask"].repeat(len(chosen), 1)], dim=1)
+            seen = tails["attention_mask"][:, :-1].repeat(len(chosen), 1)
+            mask = torch.cat([mask, seen], dim=1)
             first = output.logits.repeat_interleave(len(labels), 0)
             after = model(
                 input_ids=rest,
@@ -153,7 +167,7 @@ def likeliest(model, tokenizer, prompts, labels, batch=4):
                 position_ids=mask.cumsum(1)[:, -rest.shape[1] :] - 1,
                 past_key_values=cache,
             ).logits
-        guess = torch.cat([first, after[:, :-1]], dim=1).float().transpose(1, 2)
+        guess = torch.cat([first, after], dim=1).float().transpose(1, 2)
         wanted = targets.repeat(len(chosen), 1)
         nats = torch.nn.functional.cross_entropy(guess, wanted, reduction="none").sum(1)
         for i, label in zip(chosen, nats.view(len(chosen), -1).argmin(1).tolist(), strict=True):

@@ -21,6 +21,30 @@ def test_a_batch_answers_as_one_row_at_a_time_does(smollm2, rows):
     assert together == alone
 
 
+def test_what_all_prompts_begin_with_is_read_once_and_changes_no_answer(smollm2, rows):
+    """More prompts than a batch: with a long beginning in common, and of different lengths."""
+    model, tokenizer = smollm2
+    shot = [
+        {"role": "user", "content": rows[0].ticket},
+        {"role": "assistant", "content": rows[0].label},
+    ]
+    prompts = []
+    for row in rows:
+        system, user = tickets.prompt(row.ticket)
+        prompts.append([system, *shot, user])
+    alone = [scoring.answer(model, tokenizer, [prompt], 8)[0] for prompt in prompts]
+    read = []
+    hook = model.register_forward_pre_hook(
+        lambda _, __, inputs: read.append(inputs.get("input_ids")), with_kwargs=True
+    )
+    together = scoring.answer(model, tokenizer, prompts, 8, batch=2)
+    hook.remove()
+    assert together == alone
+    longest = max(ids.shape[1] for ids in read if ids is not None)
+    prompt = tokenizer.apply_chat_template(prompts[0], add_generation_prompt=True)["input_ids"]
+    assert longest < len(prompt), "the common beginning was read again with each batch"
+
+
 def test_an_answer_knows_whether_it_stopped(smollm2):
     model, tokenizer = smollm2
     prompt = [{"role": "user", "content": "Say yes."}]
