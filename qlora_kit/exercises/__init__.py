@@ -36,7 +36,8 @@ class Exercise:
         except NotTried:
             return "Not tried yet: replace the dots in the function."
         except Exception as error:
-            wrong = f"your answer raised {type(error).__name__}: {error}"
+            reason = str(error).partition("\n")[0]
+            wrong = f"checking it raised {type(error).__name__}: {reason}"
         return f"Not yet: {wrong}" if wrong else f"Right. {self.why}"
 
     def check(self, answer):

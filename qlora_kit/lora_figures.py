@@ -1,0 +1,234 @@
+"""The pictures of notebook 01, in the style of `figures`. Each function returns a Figure."""
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon, Rectangle
+
+from qlora_kit.figures import BLUE, GREEN, GREY, ORANGE
+
+PAPER, NOTE = "#F4F1EA", "#FFE9A8"
+
+
+def rank_one(W, A, B, scaling, x):
+    """A 3 x 3 layer and its rank-1 adapter: the three matrices, and the output as an arrow.
+
+    W [3, 3], A [1, 3], B [3, 1] and x [3] are tensors. The arrow shows the first two of the three
+    outputs.
+    """
+    figure = canvas(9, 3.6)
+    left = figure.add_axes((0, 0.02, 0.655, 0.96))
+    change = scaling * B @ A
+    grid(left, W, (-0.9, 0), f"W: {W.numel()} frozen", GREY)
+    grid(left, B, (3.8, 0), f"B: {B.numel()} trained", ORANGE)
+    grid(left, A, (5.2, -1.2), f"A: {A.numel()} trained", ORANGE, above=True)
+    grid(left, change, (5.2, 0), f"{scaling:g} · B A", ORANGE)
+    grid(left, W + change, (9.5, 0), "W + scaling · B A", BLUE)
+    for sign, where in (("+", 2.95), ("=", 8.85)):
+        left.text(where, 1.5, sign, ha="center", va="center", fontsize=18)
+    left.set(xlim=(-1.1, 12.7), ylim=(4.0, -2.2), aspect="equal")
+    left.axis("off")
+
+    right = figure.add_axes((0.745, 0.16, 0.245, 0.65))
+    before, after = W @ x, (W + change) @ x
+    reach = 1.15 * max(10, before.abs().max().item(), after.abs().max().item())
+    if B.any():
+        along = B[:, 0] / B.norm() * 4 * reach
+        ends = torch.stack([before - along, before + along])
+        right.plot(ends[:, 0], ends[:, 1], color=ORANGE, linestyle=":", linewidth=1.5)
+    arrow(right, (0, 0), before, GREY)
+    arrow(right, (0, 0), after, BLUE)
+    arrow(right, before, after, ORANGE)
+    for label, colour in (("W x", GREY), ("detour", ORANGE), ("together", BLUE)):
+        right.plot([], [], color=colour, linewidth=3, label=label)
+    legend = {"loc": "lower center", "bbox_to_anchor": (0.45, 1), "fontsize": 9}
+    right.legend(frameon=False, ncols=3, columnspacing=1, handlelength=1.2, **legend)
+    right.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+    right.set(xlabel="first output", ylabel="second output")
+    return figure
+
+
+def canvas(width, height):
+    """A Figure for a slider, in inches: laid out by hand, which halves the time of a redraw."""
+    return Figure(figsize=(width, height), layout="none")
+
+
+def grid(axes, matrix, corner, title, colour, above=False):
+    """A matrix as coloured cells with digits, its upper left corner at `corner`."""
+    rows, columns = matrix.shape
+    left, top = corner
+    # A wide range, so that the colours stay light enough for black digits.
+    extent = (left, left + columns, top + rows, top)
+    axes.imshow(matrix, cmap="PuOr_r", vmin=-24, vmax=24, extent=extent)
+    axes.add_patch(Rectangle((left, top), columns, rows, fill=False, edgecolor=colour, linewidth=3))
+    for i in range(rows):
+        for j in range(columns):
+            place = left + j + 0.5, top + i + 0.5
+            axes.text(*place, f"{matrix[i, j] + 0.0:.3g}", ha="center", va="center", fontsize=10)
+    edge, side = (top - 0.25, "bottom") if above else (top + rows + 0.25, "top")
+    axes.text(left + columns / 2, edge, title, ha="center", va=side, fontsize=10)
+
+
+def arrow(axes, start, end, colour):
+    start, end = (float(start[0]), float(start[1])), (float(end[0]), float(end[1]))
+    if start != end:
+        style = {"arrowstyle": "-|>", "mutation_scale": 14, "shrinkA": 0, "shrinkB": 0}
+        axes.add_patch(FancyArrowPatch(start, end, color=colour, linewidth=2.5, **style))
+
+
+def sticky_notes():
+    """The base as a printed textbook, the adapter as sticky notes on its pages."""
+    figure, axes = plt.subplots(figsize=(8, 3.4))
+    for shift in (0.16, 0.08, 0.0):  # pages below
+        for left in (0, 4):
+            page = Rectangle((left + shift, -shift), 4, 5, facecolor=PAPER, edgecolor=GREY)
+            axes.add_patch(page)
+    for left in (0, 4):
+        for line in range(9):
+            width = 3.2 if line % 4 != 3 else 2.1
+            height = 4.4 - 0.48 * line
+            axes.plot([left + 0.4, left + 0.4 + width], [height] * 2, color=GREY, linewidth=2)
+    for x, y, turn, text in (
+        (2.0, 2.6, 4, "kettle?\nsee repair"),
+        (5.2, 0.7, -5, "refund:\nbilling"),
+    ):
+        note = Rectangle((x, y), 1.7, 1.4, angle=turn, facecolor=NOTE, edgecolor=ORANGE, zorder=3)
+        axes.add_patch(note)
+        middle = x + 0.85, y + 0.7 + 0.02 * turn
+        axes.text(*middle, text, ha="center", va="center", fontsize=10, rotation=turn, zorder=4)
+    axes.annotate(
+        "W: the printed pages.\nNobody rewrites them.",
+        (7.3, 3.9),
+        (9.0, 4.3),
+        va="center",
+        arrowprops={"arrowstyle": "-", "color": GREY},
+    )
+    axes.annotate(
+        "A and B: sticky notes.\nFew, easy to write,\neasy to take off again.",
+        (6.85, 1.2),
+        (9.0, 1.5),
+        va="center",
+        arrowprops={"arrowstyle": "-", "color": ORANGE},
+    )
+    axes.set(xlim=(-0.2, 13), ylim=(-0.4, 5.2), aspect="equal")
+    axes.axis("off")
+    return figure
+
+
+def detour(inputs=576, rank=8, outputs=1536):
+    """Two ways from x to y: the main road W, and the detour through A and B."""
+    figure, axes = plt.subplots(figsize=(8, 3.4))
+    station(axes, 0.4, 2.5, 0.8, 3.0, PAPER, f"x\n\n{inputs}")
+    station(axes, 9.4, 2.5, 0.8, 4.2, PAPER, f"y\n\n{outputs}")
+    road = Rectangle((1.6, 3.0), 5.6, 1.2, facecolor=GREY, alpha=0.35, edgecolor=GREY, linewidth=2)
+    axes.add_patch(road)
+    axes.text(4.4, 3.6, "W: the main road, frozen", ha="center", va="center")
+    narrowing = [(1.6, 0.4), (1.6, 2.0), (4.1, 1.35), (4.1, 1.05)]
+    widening = [(4.7, 1.05), (4.7, 1.35), (7.2, 2.2), (7.2, 0.2)]
+    for corners, label, x in ((narrowing, "A", 2.6), (widening, "B", 6.2)):
+        axes.add_patch(Polygon(corners, facecolor=NOTE, edgecolor=ORANGE, linewidth=2))
+        axes.text(x, 1.2, label, ha="center", va="center", fontsize=13)
+    axes.text(4.4, 0.55, f"the narrow place:\n{rank} numbers (the rank)", ha="center", va="top")
+    axes.text(7.5, 1.6, "times scaling", ha="left", va="top", fontsize=10)
+    for start, end, colour in (
+        ((0.85, 3.2), (1.55, 3.6), GREY),
+        ((0.85, 1.8), (1.55, 1.2), ORANGE),
+        ((4.12, 1.2), (4.68, 1.2), ORANGE),
+        ((7.25, 3.6), (7.92, 2.7), GREY),
+        ((7.25, 1.4), (7.98, 2.2), ORANGE),
+        ((8.42, 2.48), (8.95, 2.48), BLUE),
+    ):
+        arrow(axes, start, end, colour)
+    axes.text(8.15, 2.48, "+", ha="center", va="center", fontsize=20)
+    axes.set(xlim=(-0.2, 10), ylim=(-0.5, 4.8))
+    axes.axis("off")
+    return figure
+
+
+def station(axes, x, y, width, height, colour, text):
+    corner = x - width / 2, y - height / 2
+    style = "round,pad=0.02,rounding_size=0.1"
+    box = FancyBboxPatch(corner, width, height, boxstyle=style, facecolor=colour, edgecolor=BLUE)
+    axes.add_patch(box)
+    axes.text(x, y, text, ha="center", va="center", fontsize=10)
+
+
+def share_kept(curves):
+    """How much of a matrix its best approximations of rising rank hold.
+
+    `curves` maps a label to the singular values of a matrix, largest first.
+    """
+    figure, axes = plt.subplots(figsize=(8, 3.2))
+    for (label, values), colour in zip(curves.items(), (BLUE, GREY, ORANGE), strict=True):
+        squares = values.double().square()
+        ranks = range(1, len(values) + 1)
+        axes.plot(ranks, squares.cumsum(0) / squares.sum(), color=colour, linewidth=2, label=label)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:.0%}")
+    axes.set(xlabel="rank", ylabel="share of the squared size kept", ylim=(0, 1.03))
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def loss_by_rank(update, whole, base, tuned):
+    """Held-out loss of a fine-tuned layer of which only some ranks are kept.
+
+    `update` and `whole` map a rank to the loss with the change, or the whole matrices, cut to it;
+    `base` and `tuned` are the losses before and after the fine-tuning.
+    """
+    figure, axes = plt.subplots(figsize=(8, 3.2))
+    for losses, colour, label in (
+        (update, BLUE, "W + the change,\ncut to this rank"),
+        (whole, ORANGE, "the whole tuned matrices,\ncut to this rank"),
+    ):
+        axes.plot(list(losses), list(losses.values()), color=colour, marker="o", label=label)
+    for loss, label, style in ((base, "before", ":"), (tuned, "fully fine-tuned", "--")):
+        axes.axhline(loss, color="black", linewidth=1, linestyle=style, label=label)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set(xlabel="rank kept", ylabel="held-out loss (nats a token)", ylim=(0, None))
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def low_rank(matrix, parts, rank):
+    """A corner of a matrix, its best approximation of that rank, and what is left over.
+
+    `parts` are U, S and Vh from torch.linalg.svd.
+    """
+    U, S, Vh = parts
+    size = 32
+    near = (U[:size, :rank] * S[:rank]) @ Vh[:rank, :size]
+    corner = matrix[:size, :size]
+    figure = canvas(8.5, 3.1)
+    largest = corner.abs().max().item()
+    titles = "as it is", f"rank {rank}", "left over"
+    shown = zip(titles, (corner, near, corner - near), strict=True)
+    for place, (title, part) in enumerate(shown):
+        axes = figure.add_axes((0.06 + 0.295 * place, 0.17, 0.26, 0.72))
+        image = axes.imshow(part, cmap="PuOr_r", vmin=-largest, vmax=largest)
+        axes.set_title(title, fontsize=11)
+        axes.set(xlabel="input", xticks=(0, 10, 20, 30), yticks=(0, 10, 20, 30))
+        axes.grid(False)
+    figure.axes[0].set_ylabel("output")
+    figure.colorbar(image, cax=figure.add_axes((0.92, 0.17, 0.015, 0.72)))
+    return figure
+
+
+def first_steps(ranks, moved):
+    """How far the first training step moves a layer's output, by rank.
+
+    `moved` maps a rule for the scaling to the distances at `ranks`, each relative to the first.
+    """
+    figure, axes = plt.subplots(figsize=(8, 3.2))
+    for (label, sizes), colour in zip(moved.items(), (GREEN, ORANGE, BLUE), strict=True):
+        axes.plot(ranks, sizes, color=colour, marker="o", label=label)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.axhline(1, color="black", linewidth=1, linestyle=":")
+    axes.set(xlabel="rank", ylabel=f"output moved (rank {ranks[0]} = 1)")
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure

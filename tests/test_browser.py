@@ -1,0 +1,174 @@
+"""A learner's browser: JupyterLab on loopback, Chromium without a window, hands on the sliders.
+
+The notebooks are copied, so that JupyterLab's autosave does not touch them, and their outputs are
+cleared, so that whatever is seen comes from this run.
+"""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import nbformat
+import pytest
+
+from qlora_kit.bootstrap import ROOT
+
+playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+NOTEBOOKS = [
+    path for number in ("01", "02", "03") for path in (ROOT / "notebooks").glob(f"{number}_*.ipynb")
+]
+
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.skipif(not CHROMIUM, reason="no Chromium: on Debian, apt-get install chromium"),
+]
+
+# JupyterLab leaves cells that are out of sight out of the page, and asks the network for news.
+SETTINGS = {
+    "notebook-extension/tracker": {"windowingMode": "none"},
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+}
+# The badges come from other machines, which a test does not ask.
+ELSEWHERE = re.compile(r"https?://(?!127\.0\.0\.1)")
+BADGE = '<svg xmlns="http://www.w3.org/2000/svg" width="90" height="20" />'
+# The bytes that an <img> shows, as one number (FNV-1a).
+DIGEST = """async image => {
+    const bytes = new Uint8Array(await (await fetch(image.src)).arrayBuffer());
+    return bytes.reduce((hash, byte) => Math.imul(hash ^ byte, 16777619), 2166136261);
+}"""
+# All cells have run, or one has failed, after which the others never do.
+DONE = """count => {
+    const prompts = [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")];
+    const run = prompts.filter(prompt => /\\[\\d+\\]/.test(prompt.textContent));
+    const failed = document.querySelector('[data-mime-type$="jupyter.error"]');
+    return failed !== null || (prompts.length === count && run.length === count);
+}"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """JupyterLab's address and token, in a folder with copies of the notebooks."""
+    home = tmp_path_factory.mktemp("lab")
+    for path in NOTEBOOKS:
+        book = nbformat.read(path, as_version=4)
+        for cell in book.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+        nbformat.write(book, home / path.name)
+    for name, values in SETTINGS.items():
+        file = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps(values))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token = secrets.token_hex(16)
+    options = {
+        "ServerApp.ip": "127.0.0.1",
+        "ServerApp.port": port,
+        "ServerApp.port_retries": 0,
+        "ServerApp.open_browser": False,
+        "ServerApp.allow_root": True,
+        "ServerApp.root_dir": home,
+        "IdentityProvider.token": token,
+    }
+    folders = {
+        "JUPYTER_CONFIG_DIR": "config",
+        "JUPYTER_RUNTIME_DIR": "runtime",
+        "JUPYTERLAB_SETTINGS_DIR": "settings",
+        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+        "IPYTHONDIR": "ipython",
+    }
+    with open(home / "lab.log", "w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *(f"--{k}={v}" for k, v in options.items())],
+            env=os.environ
+            | {name: str(home / folder) for name, folder in folders.items()}
+            | {"JUPYTER_PREFER_ENV_PATH": "1", "PYTHONPATH": str(ROOT)},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(f"{address}/api/status?token={token}", server, home / "lab.log")
+        yield address, token
+    finally:
+        server.send_signal(signal.SIGTERM)  # shuts its kernels down, too
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+def wait_for(address, server, log):
+    for _ in range(240):
+        assert server.poll() is None, log.read_text()
+        try:
+            with urllib.request.urlopen(address):
+                return
+        except OSError:
+            time.sleep(0.5)
+    raise TimeoutError(log.read_text())
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_notebook_runs_and_its_sliders_move_its_pictures(path, lab, chromium, tmp_path):
+    address, token = lab
+    page = chromium.new_page(viewport={"width": 1200, "height": 1000})
+    complaints = []
+    page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.route(ELSEWHERE, lambda route: route.fulfill(content_type="image/svg+xml", body=BADGE))
+
+    page.goto(f"{address}/lab/tree/{path.name}?token={token}")
+    cells = page.locator(".jp-NotebookPanel .jp-Cell")
+    cells.first.wait_for(timeout=120_000)
+    page.get_by_text("Python 3", exact=False).first.wait_for(timeout=120_000)  # a kernel is there
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    code = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    page.wait_for_function(DONE, arg=len(code), timeout=900_000)
+    for kind in ("error", "stderr"):
+        output = page.locator(f'.jp-OutputArea-output[data-mime-type$="jupyter.{kind}"]')
+        assert output.all_inner_texts() == []
+
+    widgets = page.locator(".jp-OutputArea-output .widget-vbox")
+    assert widgets.count() == sum("widgets.explore(" in cell.source for cell in code) > 0
+    for number, widget in enumerate(widgets.all()):
+        picture, numbers = widget.locator("img"), widget.locator(".widget-html-content")
+        widget.scroll_into_view_if_needed()
+        assert picture.evaluate("image => image.naturalWidth") >= 400
+        handles = widget.locator(".noUi-handle")
+        assert handles.count()
+        for handle in handles.all():
+            shown, said = picture.evaluate(DIGEST), numbers.inner_text()
+            now, last = (handle.get_attribute(f"aria-value{name}") for name in ("now", "max"))
+            start = time.perf_counter()
+            handle.press("ArrowLeft" if now == last else "ArrowRight")
+            while picture.evaluate(DIGEST) == shown or numbers.inner_text() == said:
+                assert time.perf_counter() - start < 120, f"nothing changed: {said}"
+            print(f"{path.stem} widget {number}: {time.perf_counter() - start:.3f} s")
+        widget.screenshot(path=tmp_path / f"{path.stem}-widget-{number}.png")
+    page.screenshot(path=tmp_path / f"{path.stem}.png")
+    assert complaints == []
+    page.close()

@@ -1,0 +1,170 @@
+"""What notebook 03 claims. nbval compares its outputs with the code's, this with what is known."""
+
+import json
+import math
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from qlora_kit import nf4, qlora
+from qlora_kit.bootstrap import ROOT
+
+BOOK = json.loads((ROOT / "notebooks" / "03_qlora_layer_by_hand.ipynb").read_text(encoding="utf-8"))
+CELLS = {cell["id"]: cell for cell in BOOK["cells"]}
+TEXT = "\n".join("".join(c["source"]) for c in BOOK["cells"] if c["cell_type"] == "markdown")
+
+
+def source(name):
+    return "".join(CELLS[name]["source"])
+
+
+def define(*names):
+    """The names that these cells bind when they run by themselves."""
+    names_of_cells = {"torch": torch, "nn": nn, "math": math, "nf4": nf4}
+    for name in names:
+        exec(source(name), names_of_cells)
+    return names_of_cells
+
+
+def printed(name):
+    """The lines that a cell printed, as stored."""
+    streams = [out["text"] for out in CELLS[name]["outputs"] if out["output_type"] == "stream"]
+    return "".join("".join(text) for text in streams).splitlines()
+
+
+def percents(line):
+    return [int(number) for number in re.findall(r"(\d+)%", line)]
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def results(layer, x, products):
+    """Output, and the gradients of x, A and B."""
+    x = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=products):
+        y = layer(x)
+    y.float().square().sum().backward()
+    return y, x.grad, layer.A.grad, layer.B.grad
+
+
+@pytest.mark.parametrize("products", [False, True], ids=["float32", "autocast"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_layer_of_the_cells_is_the_package_s_layer(dtype, products):
+    weight = random(48, 80)
+    torch.manual_seed(0)
+    ours = define("function", "layer")["QLoRALinear"](weight, rank=4, alpha=6)
+    torch.manual_seed(0)
+    kit = qlora.QLoRALinear(weight, rank=4, alpha=6)
+    assert torch.equal(ours.A, kit.A), "the start is the same"
+    assert torch.equal(ours.B, kit.B) and not ours.B.any()
+    assert ours.scaling == kit.scaling
+    assert torch.equal(ours.weight.packed, kit.base.weight.packed)
+    assert torch.equal(ours.weight.absmax, kit.base.weight.absmax)
+    for layer in (ours, kit):
+        layer.B.data = random(48, 4, seed=1)
+        layer.to(dtype)
+    x = random(3, 5, 80, seed=2)
+    for mine, theirs in zip(results(ours, x, products), results(kit, x, products), strict=True):
+        assert mine.dtype == theirs.dtype and torch.equal(mine, theirs)
+
+
+def test_the_layer_and_its_check_are_about_forty_lines():
+    lines = [line for name in ("function", "layer", "check") for line in source(name).splitlines()]
+    assert "in about forty lines" in TEXT and 35 <= len(lines) <= 45
+
+
+@pytest.mark.parametrize(
+    "name", ["check", "frozen", "equal", "learnt", "best-outputs", "float16", "types-facts"]
+)
+def test_every_cell_that_states_facts_says_yes(name):
+    answers = re.findall(r": (True|False)", "\n".join(printed(name)))
+    assert answers and set(answers) == {"True"}
+
+
+def test_8_x_8_has_the_lines_of_the_article_and_says_what_they_leave_out():
+    pairs = [re.findall(r"[\d.]+", line) for line in printed("eight")]
+    assert pairs == [["0.0312", "32"], ["0.1250", "128"], ["0.1562", "160"]]
+    counted = [int(re.search(r"\d+(?= bytes)", line)[0]) for line in printed("left-out")]
+    # A scale; an 8-bit scale with its own float32 scale and offset; 36 + 128; 64 in 16 bits.
+    assert counted == [4, 1 + 4 + 4, 32 + 4 + 128, 128]
+
+
+def test_the_base_outweighs_the_adapter_from_where_the_text_says():
+    def heavier(n, rank):
+        return n * n / 2 + 4 * math.ceil(n * n / 64) > 4 * rank * 2 * n
+
+    turns = {rank: next(n for n in range(8, 9999) if heavier(n, rank)) for rank in (2, 16, 64)}
+    assert f"at n = {turns[2]}," in TEXT and "near 14 r" in TEXT
+    for rank, n in turns.items():
+        assert n == pytest.approx(14 * rank, rel=0.04)
+    shares = [(int(line.split()[0]), float(line.split()[-1])) for line in printed("turn")[1:]]
+    assert [n for n, share in shares if share < 1] == [n for n, _ in shares if n >= turns[2]]
+
+
+def test_gradients_are_counted_and_a_s_is_zero_once():
+    lines = printed("gradients")
+    assert [line.split("gradient ")[-1] for line in lines if "numbers" in line] == [
+        *("all zero", "not zero"),
+        *("not zero", "not zero"),
+    ]
+    assert re.findall(r"[\d,]{5,}", printed("frozen")[0]) == ["9,216", f"{576 * 576:,}"]
+
+
+def test_the_text_says_what_the_error_table_says():
+    spectrum = dict(
+        zip(("rank", "random", "weights"), map(percents, printed("spectrum")), strict=False)
+    )
+    at_16 = printed("spectrum")[0].split().index("16") - 1
+    weights, outputs = map(percents, printed("undone")[1:])
+    assert weights[0] == spectrum["weights"][at_16] == 100 - 7 and "takes 7 %" in TEXT
+    assert spectrum["random"][at_16] - 5 < weights[0] < spectrum["random"][at_16]
+    assert outputs[1] == 100 - 40 and "removes 40 %" in TEXT
+    assert weights[1] > 90, "what was trained on the weights is of little use in the outputs"
+    assert f"{outputs[0]} % of the error is still there" in TEXT
+    seven = {line.split()[0]: percents(line) for line in printed("seven")}
+    left = {name: pair[1] for name, pair in seven.items()}
+    worst, best = max(left, key=left.get), min(left, key=left.get)
+    for name in (worst, best):
+        assert f"{100 - left[name]} % (`{name.split('.')[1]}`)" in TEXT
+    assert len(seven) == 7 and min(pair[0] for pair in seven.values()) > 85
+    assert seven["self_attn.q_proj"] == [weights[0], outputs[1]]
+
+
+def test_the_best_correction_is_the_best_for_the_outputs():
+    cells = define("undo", "best")
+    error = random(12, 20)
+    inputs = random(500, 20, seed=1) * torch.logspace(0, -2, 20)
+    size = (inputs @ error.T).norm()
+
+    def left(correction):
+        return ((inputs @ (error - correction).T).norm() / size).item()
+
+    [found] = cells["best"](error, inputs, [3])
+    assert torch.linalg.matrix_rank(found, atol=1e-4) == 3
+    assert left(found) == pytest.approx(cells["left"](error, found, inputs))
+    # What is left of outputs in rank 3 cannot be less than the SVD of the outputs leaves.
+    bound = torch.linalg.svdvals(inputs @ error.T)
+    assert left(found) == pytest.approx((bound[3:].norm() / bound.norm()).item(), rel=1e-2)
+    U, S, Vh = torch.linalg.svd(error, full_matrices=False)
+    plain = (U[:, :3] * S[:3]) @ Vh[:3]
+    assert left(found) < 0.8 * left(plain)
+    [same] = cells["best"](error, torch.eye(20), [3])
+    torch.testing.assert_close(same, plain, atol=1e-4, rtol=0)
+
+
+def test_updates_vanish_as_the_formats_say():
+    lost = dict(line.split() for line in printed("vanish"))
+    assert float(lost["float32"]) == pytest.approx(0.19375)
+    assert float(lost["bfloat16"]) == 0.09375
+    assert float(lost["float16"]) > 0.2
+    last = {line[:31].strip(): percents(line) for line in printed("types")[1:]}
+    assert last["bfloat16"] == sorted(last["bfloat16"]), "more and more, as the rate falls"
+    assert last["bfloat16"][-1] > 50 > last["float16, scaled"][-1] > last["float32"][-1]
+
+
+def test_peft_keeps_adapters_in_float32_unless_told_otherwise():
+    assert [line.split()[-1] for line in printed("peft")] == ["torch.float32", "torch.bfloat16"]

@@ -1,0 +1,61 @@
+"""Sliders over pictures: what a move changes, and what is stored for those who have no kernel."""
+
+import base64
+
+import ipywidgets
+import matplotlib.pyplot as plt
+import pytest
+
+from qlora_kit import widgets
+
+
+def draw(height, name="bar"):
+    figure, axes = plt.subplots(figsize=(2, 1))
+    axes.bar([name], [height])
+    axes.set(ylim=(0, 10))
+    return figure
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What is displayed, as pairs of the box with its parts and the stored bundle."""
+    pairs, vbox = [], ipywidgets.VBox
+
+    def box(children):
+        pairs.append([vbox(children)])
+        return pairs[-1][0]
+
+    monkeypatch.setattr(widgets.ipywidgets, "VBox", box)
+    monkeypatch.setattr(widgets, "display", lambda bundle, raw: pairs[-1].append(bundle))
+    return pairs
+
+
+def test_a_move_of_a_slider_changes_the_picture_and_the_numbers(shown):
+    height = ipywidgets.FloatSlider(value=1, max=10)
+    name = ipywidgets.Text("a")
+    widgets.explore(draw, lambda height, name: f"{name} {height:g}", height=height, name=name)
+    [(box, bundle)] = shown
+    assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == box.model_id
+    first, second, numbers, picture = box.children
+    assert (first, second) == (height, name) and numbers.value == "a 1"
+    before = picture.value
+    height.value = 4
+    assert numbers.value == "a 4"
+    assert picture.value == widgets.png(draw(4, "a")) != before
+    name.value = "b"
+    assert numbers.value == "b 4"
+
+
+def test_the_first_picture_is_stored_and_the_text_never_changes(shown):
+    for height in (1, 2):
+        widgets.explore(draw, height=ipywidgets.FloatSlider(value=height))
+    (_, first), (_, second) = shown
+    assert base64.b64decode(first["image/png"]) == widgets.png(draw(1))
+    assert first["text/plain"] == second["text/plain"]
+
+
+def test_no_figure_is_left_open(shown):
+    height = ipywidgets.FloatSlider(value=1)
+    widgets.explore(draw, height=height)
+    height.value = 2
+    assert plt.get_fignums() == []
