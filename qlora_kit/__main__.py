@@ -27,7 +27,12 @@ def parser():
             epilog="Example:" + examples[-1],
         )
 
-    command("train", "fine-tune a model (notebook 06); print before and after", "train")
+    train = command("train", "fine-tune a model (notebook 06); print before and after", "train")
+    train.add_argument(
+        "--new",
+        action="store_true",
+        help="begin a new run; without it, one that was cut off is resumed if nothing has changed",
+    )
 
     test = command("test", "run the tests, notebooks included", "test --full")
     test.add_argument("--full", action="store_true", help="add the slow tests (up to an hour)")
@@ -53,9 +58,46 @@ def parser():
         help="store the outputs in the notebook itself (for maintainers)",
     )
 
-    bench = command("bench", "time the kit's own code against bitsandbytes", "bench nf4")
-    bench.add_argument("what", choices=["nf4"], help="nf4: quantise and dequantise a weight")
+    bench = command("bench", "time the kit against the libraries, as ratios", "bench train")
+    bench.add_argument(
+        "what",
+        choices=["nf4", "train"],
+        help="nf4: quantise and dequantise a weight; train: its recipe against the defaults",
+    )
     bench.add_argument("--json", action="store_true", help="print one JSON object instead")
+
+    budget = command(
+        "budget",
+        "say how much GPU memory a training step needs",
+        "budget llama-2-7b --gpu T4 --batch 4 --seq 1024 --rank 16",
+    )
+    budget.add_argument("model", help="a profile, a hub id, or a folder with a config.json")
+    budget.add_argument("--gpu", default="T4", help="a name such as T4 or A100-80, or GiB; T4")
+    budget.add_argument("--batch", type=int, default=4, help="rows in a batch (default: 4)")
+    budget.add_argument("--seq", type=int, default=1024, help="tokens in a row (default: 1024)")
+    budget.add_argument("--rank", type=int, default=16, help="rank of the adapter (default: 16)")
+    budget.add_argument("--method", default="qlora", help="qlora, lora or full (default: qlora)")
+    budget.add_argument(
+        "--targets", metavar="q_proj,k_proj,...", help="adapted modules (default: all linear ones)"
+    )
+    budget.add_argument("--no-double-quant", action="store_true", help="keep scales in float32")
+    budget.add_argument(
+        "--prepare-kbit",
+        action="store_true",
+        help="float32 embedding and stream, no autocast: the recipe for a T4",
+    )
+    budget.add_argument("--adapter-dtype", default="float32", help="float32 or bfloat16")
+    budget.add_argument("--optimizer", default="adamw_torch", help="as in TrainingArguments")
+    budget.add_argument("--no-checkpointing", action="store_true", help="keep every activation")
+    budget.add_argument(
+        "--loss", default="tiled", help="tiled, as SFTTrainer's, or plain: all logits at once"
+    )
+    budget.add_argument("--dropout", type=float, default=0.0, help="of the adapter (default: 0)")
+    budget.add_argument("--attention", default="sdpa", help="sdpa or eager (default: sdpa)")
+    budget.add_argument(
+        "--xray", action="store_true", help="track the tensors of a fake step, instead of formulas"
+    )
+    budget.add_argument("--json", action="store_true", help="print one JSON object instead")
 
     link = command("link", "stamp the repository's address everywhere", "link OWNER/REPO")
     link.add_argument("repository", metavar="OWNER/REPO")

@@ -12,24 +12,59 @@ from qlora_kit.errors import KitError
 NOTEBOOKS = ROOT / "notebooks"
 
 # Arguments of nbclient's client, which papermill passes on. ipykernel 7.4 warns at every start that
-# it listens on loopback without encryption; a learner can do nothing about it.
-KERNEL = {"kernel_name": "python3", "extra_arguments": ["--log-level=ERROR"]}
+# it listens on loopback without encryption; a learner can do nothing about it. Asked politely to
+# end while a cell runs, as after Ctrl-C, it sometimes prints a traceback of its own.
+KERNEL = {
+    "kernel_name": "python3",
+    "extra_arguments": ["--log-level=ERROR"],
+    "shutdown_kernel": "immediate",
+}
 
 
 def train(arguments):
-    from qlora_kit import finetune, models
+    from qlora_kit import models, runs
 
     profile, _ = models.get_weights(models.pick_profile())
-    print(f"Fine-tuning {profile.name} with notebook 06:", flush=True)
     os.environ["QLORA_KIT_PROFILE"] = profile.name  # after a fallback the notebook does the same
-    folder = finetune.new_run(profile)
-    execute(find_notebook("06"), folder, {"run_dir": str(folder)})
+    notebook = find_notebook("06")
+    settings = training_settings(notebook, profile)
+    folder = (not arguments.new and runs.unfinished(settings)) or runs.new_run(profile)
+    checkpoint = runs.begin(folder, settings)
+    if checkpoint:
+        print(f"Resuming {folder.name} from {checkpoint.name} (--new would begin another run).")
+    print(f"Fine-tuning {profile.name} with notebook 06:", flush=True)
+    resume = f"The same command goes on with {folder.name}, from its last checkpoint if it has one."
+    try:
+        execute(notebook, folder, {"run_dir": str(folder)})
+    except KeyboardInterrupt:
+        print(f"\nStopped. {resume}", file=sys.stderr)
+        return 130
+    except (KitError, OSError) as error:
+        raise KitError(f"{str(error).rstrip('.')}. {resume}") from None
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     print(before_and_after(report))
     print(f"\nWritten to {folder}:")
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.glob("[!.]*")):
         print(f"  {path.name}{'/' if path.is_dir() else ''}")
     return 0
+
+
+def training_settings(notebook, profile):
+    """What must be equal for `train` to resume a run: all that the notebook compares, and its code.
+
+    The seed and the data are those of the notebook's parameters cell.
+    """
+    import ast
+
+    import papermill
+
+    from qlora_kit import models, runs, tickets
+
+    given = papermill.inspect_notebook(str(notebook))
+    seed, data_dir = (ast.literal_eval(given[name]["default"]) for name in ("seed", "data_dir"))
+    data = NOTEBOOKS / data_dir if data_dir else tickets.DATA
+    settings = runs.settings(profile, models.pick_dtypes(), seed, data)
+    return settings | {notebook.name: runs.code_digest(notebook)}
 
 
 def before_and_after(report):
@@ -40,8 +75,10 @@ def before_and_after(report):
         ("category_accuracy", "category right"),
         ("exact_match", "and priority right"),
         ("stops_by_itself", "stops by itself"),
+        ("facts_right", "policy facts right"),
     ):
-        lines.append(f"{name:<24}{before[key]:>8.1%}{after[key]:>8.1%}")
+        if key in after:  # tickets of one's own may have no checklist of facts
+            lines.append(f"{name:<24}{before[key]:>8.1%}{after[key]:>8.1%}")
     surprise = f"{before['perplexity']:>8.2f}{after['perplexity']:>8.2f}"
     lines.append(f"{'perplexity of answers':<24}{surprise}")
     lines.append(
@@ -54,7 +91,7 @@ def before_and_after(report):
 
 
 def run(arguments):
-    from qlora_kit import finetune, models
+    from qlora_kit import models, runs
 
     notebook = find_notebook(arguments.number)
     if arguments.in_place:
@@ -62,7 +99,7 @@ def run(arguments):
         print(f"Stored the outputs in {notebook}.")
         return 0
     values = checked(notebook, arguments.set)
-    folder = finetune.new_run(models.pick_profile())
+    folder = runs.new_run(models.pick_profile())
     if "run_dir" in parameters(notebook):
         values.setdefault("run_dir", str(folder))
     execute(notebook, folder, values)
@@ -119,6 +156,8 @@ def parameters(notebook):
 
 def execute(notebook, folder, values):
     """Run a notebook from top to bottom with papermill; the executed copy lies in `folder`."""
+    import logging
+
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -126,6 +165,8 @@ def execute(notebook, folder, values):
     executed = folder / notebook.name
     # A "python3" kernel of another environment in the user's home would be taken first.
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    # After Ctrl-C, asyncio would print a traceback for what nbclient leaves behind.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         papermill.execute_notebook(
             str(notebook),
@@ -179,7 +220,7 @@ def test(arguments):
 
 def lab(arguments):
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={ROOT}"]
-    return hand_over([*command, str(find_notebook("06"))], cwd=ROOT)
+    return hand_over([*command, str(find_notebook("01"))], cwd=ROOT)
 
 
 def fetch(arguments):
@@ -192,10 +233,14 @@ def fetch(arguments):
 
 
 def bench(arguments):
-    from qlora_kit import bench
+    from qlora_kit import bench, bench_train
 
-    result = bench.bench_nf4()
-    print(json.dumps(result) if arguments.json else speeds(result))
+    measure, table = {
+        "nf4": (bench.bench_nf4, speeds),
+        "train": (bench_train.bench_train, training_speeds),
+    }[arguments.what]
+    result = measure()
+    print(json.dumps(result) if arguments.json else table(result))
     return 0
 
 
@@ -206,6 +251,78 @@ def speeds(result):
         kit, library = result[f"{key}_seconds"], result[f"library_{key}_seconds"]
         lines.append(f"{key:<26}{kit:>8.3f}{library:>17.3f}{result[f'{key}_ratio']:>17.2f}x")
     return "\n".join(lines)
+
+
+def training_speeds(result):
+    """The table that `bench train` prints."""
+    runs = result["runs"]
+    b = runs["b"]
+    lines = [f"{'':<38}tokens a second  seconds  peak memory  held-out loss"]
+    for letter, run in runs.items():
+        lines.append(
+            f"{letter}  {run['name']:<35}{run['tokens_per_second']:>15.0f}{run['seconds']:>9.1f}"
+            f"{run['peak_memory_bytes'] / 1e9:>10.2f} GB{run['heldout_loss']:>15.3f}"
+        )
+    lines += [
+        f"Each: {b['steps']} steps over {b['tokens']:,} tokens, padding not counted; "
+        f"{b['learnt']:,} of them are learnt.",
+        f"b is {result['ratio']:.2f} times as fast as a, and {result['qlora_over_lora']:.2f} times "
+        "as fast as c.",
+        f"Matrix products fill {result['matmul_share']:.0%} of b's time at the best rate of this "
+        f"machine, {b['product_rate'] / 1e9:.0f} GFLOP/s in {b['products_in']} "
+        f"on {b['threads']} threads.",
+    ]
+    return "\n".join(lines)
+
+
+def budget(arguments):
+    from qlora_kit import architectures, memory, models
+
+    profile = models.PROFILES.get(arguments.model.lower())
+    architecture = architectures.find(profile or arguments.model)
+    gpu = memory.find_gpu(arguments.gpu)
+    targets = arguments.targets.split(",") if arguments.targets is not None else memory.LINEARS
+    setup = memory.Setup(
+        method=arguments.method,
+        batch=arguments.batch,
+        seq=arguments.seq,
+        rank=arguments.rank,
+        targets=tuple(name.strip() for name in targets),
+        double_quant=not arguments.no_double_quant,
+        prepare_kbit=arguments.prepare_kbit,
+        adapter_dtype=arguments.adapter_dtype,
+        optimizer=arguments.optimizer,
+        checkpointing=not arguments.no_checkpointing,
+        loss=arguments.loss,
+        dropout=arguments.dropout,
+        attention=arguments.attention,
+    )
+    if arguments.xray or not architecture.covered:
+        from qlora_kit import xray
+
+        result, how = xray.trace(architecture, setup, gpu), "by the X-ray"
+        terms, reserved = result.terms, (result.peak_reserved,)
+    else:
+        result = memory.budget(architecture, setup, gpu)
+        how = f"by the formulas, fullest moment: {result.moment}"
+        terms, reserved = result.terms, result.peak_reserved
+    fits = memory.fits(result.peak_allocated, gpu)
+    if arguments.json:
+        answer = {
+            "peak_allocated_bytes": result.peak_allocated,
+            "peak_reserved_bytes": reserved[-1],
+            "static_bytes": result.static,
+            "terms": terms,
+            "fits": fits,
+        }
+        print(json.dumps(answer))
+        return 0
+    title = f"{architecture.name}, {setup.method}, {setup.batch} x {setup.seq} tokens, {how}"
+    print("\n".join(memory.table(title, terms, reserved, gpu)))
+    if not fits and architecture.covered:
+        print("What helps:")
+        print("\n".join(memory.advice(architecture, setup, gpu)))
+    return 0
 
 
 def link(arguments):

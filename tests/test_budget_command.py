@@ -1,0 +1,166 @@
+"""`python3 -m qlora_kit budget`: what it prints, and how it refuses."""
+
+import json
+import sys
+
+import pytest
+
+from qlora_kit import __main__, architectures, memory
+from qlora_kit.errors import KitError
+
+
+@pytest.fixture
+def budget(monkeypatch, capsys):
+    """Runs the command in this process; returns its status and what it printed."""
+
+    def run(arguments):
+        monkeypatch.setattr(sys, "argv", ["qlora_kit", "budget", *arguments.split()])
+        monkeypatch.setattr(__main__.bootstrap, "ensure", lambda command: None)
+        status = __main__.main()
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run
+
+
+# The command reconfigures its streams, which pytest's stand-ins cannot.
+@pytest.fixture(autouse=True)
+def streams(monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(getattr(sys, name), "reconfigure", lambda **_: None, raising=False)
+
+
+def test_the_table_holds_every_term_and_a_verdict(budget):
+    status, out, _ = budget("llama-2-7b --gpu T4 --batch 4 --seq 1024 --rank 16")
+    assert status == 0
+    for term in (*memory.TERMS, "peak allocated", "peak reserved", "CUDA context"):
+        assert f"  {term}" in out
+    assert "It fits on T4" in out
+    assert "What helps" not in out
+
+
+def test_what_does_not_fit_comes_with_what_helps(budget):
+    _, out, _ = budget("gemma-3-1b --batch 4 --seq 2048 --loss plain")
+    assert "does not fit on T4" in out
+    assert "What helps:\n  with the tiled loss" in out
+
+
+def test_json_holds_the_same_numbers(budget):
+    options = "llama-2-7b --no-double-quant --targets q_proj,v_proj --optimizer adamw_8bit --json"
+    _, out, _ = budget(options)
+    answer = json.loads(out)
+    assert [*answer] == [
+        "peak_allocated_bytes",
+        "peak_reserved_bytes",
+        "static_bytes",
+        "terms",
+        "fits",
+    ]
+    setup = memory.Setup(
+        batch=4, double_quant=False, targets=("q_proj", "v_proj"), optimizer="adamw_8bit"
+    )
+    expected = memory.budget(architectures.find("Llama-2-7b-hf"), setup, memory.GPUS["T4"])
+    assert answer["peak_allocated_bytes"] == expected.peak_allocated
+    assert answer["terms"] == expected.terms
+    assert sum(answer["terms"].values()) == answer["peak_allocated_bytes"]
+    assert answer["static_bytes"] == expected.static
+    assert answer["fits"] is True
+
+
+@pytest.mark.parametrize(
+    "options, values",
+    [
+        ("--prepare-kbit", {"prepare_kbit": True}),
+        ("--no-checkpointing", {"checkpointing": False}),
+        ("--method lora --adapter-dtype bfloat16", {"method": "lora", "adapter_dtype": "bfloat16"}),
+        ("--loss plain --dropout 0.1", {"loss": "plain", "dropout": 0.1}),
+        ("--attention eager --rank 8", {"attention": "eager", "rank": 8}),
+    ],
+)
+def test_every_option_reaches_the_budget(budget, options, values):
+    _, out, _ = budget(f"Llama-3.2-1B --json {options}")
+    setup = memory.Setup(batch=4, **values)
+    expected = memory.budget(architectures.find("Llama-3.2-1B"), setup, memory.GPUS["T4"])
+    assert json.loads(out)["terms"] == expected.terms
+
+
+def test_the_xray_answers_under_the_same_keys(budget, tmp_path):
+    config = architectures.find("Llama-3.2-1B").config | {"num_hidden_layers": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    _, out, _ = budget(f"{tmp_path} --xray --batch 1 --seq 64 --json")
+    answer = json.loads(out)
+    assert sum(answer["terms"].values()) == answer["peak_allocated_bytes"]
+    assert answer["peak_reserved_bytes"] >= answer["peak_allocated_bytes"]
+    assert answer["static_bytes"] > answer["terms"]["quantised weights"] > 0
+
+
+def test_a_folder_with_a_config_is_a_model(budget, tmp_path):
+    config = architectures.find("Llama-3.2-1B").config
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    _, by_folder, _ = budget(f"{tmp_path} --json")
+    _, by_name, _ = budget("Llama-3.2-1B --json")
+    assert by_folder == by_name
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ("nonsense", "There is no model 'nonsense'"),
+        ("llama-2-7b --batch 0", "batch must be a whole number"),
+        ("llama-2-7b --seq -4", "seq must be a whole number"),
+        ("llama-2-7b --gpu abacus", "There is no GPU 'abacus'"),
+        ("llama-2-7b --targets lm_head", "no target lm_head"),
+        ("llama-2-7b --optimizer magic", "no optimizer 'magic'"),
+        ("llama-2-7b --dropout 2", "dropout must be"),
+    ],
+)
+def test_bad_input_is_one_sentence(budget, options, message):
+    status, out, err = budget(options)
+    assert status == 1
+    assert out == ""
+    assert message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ("not json", "is not JSON"),
+        ("[]", "does not hold a model's config"),
+        ({}, "names no model_type"),
+        ({"model_type": "nonsense"}, "does not know the model type 'nonsense'"),
+        ({"hidden_size": -1}, "hidden_size = -1"),
+        ({"num_key_value_heads": 5}, "5 key heads cannot share"),
+        ({"num_attention_heads": 3000, "head_dim": None}, "do not divide"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_refused(tmp_path, config, message):
+    facts = architectures.find("Llama-3.2-1B").config
+    if isinstance(config, dict):
+        config = json.dumps(facts | config if config and "model_type" not in config else config)
+    (tmp_path / "config.json").write_text(config, encoding="utf-8")
+    with pytest.raises(KitError, match=message):
+        architectures.find(tmp_path)
+
+
+def test_a_folder_without_a_config_is_refused(tmp_path):
+    with pytest.raises(KitError, match=r"no config\.json"):
+        architectures.find(tmp_path)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
+    import huggingface_hub
+
+    def fail(*_):
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    with pytest.raises(KitError, match=r"owner/name cannot be had from the hub \(OSError\)"):
+        architectures.find("owner/name")
+
+
+def test_a_config_object_and_a_model_that_sees_are_understood():
+    from transformers import Gemma3Config, LlamaConfig
+
+    assert architectures.find(LlamaConfig()).layers == 32
+    seeing = architectures.find(Gemma3Config())
+    assert seeing.gemma and seeing.covered and seeing.tied

@@ -1,0 +1,236 @@
+"""The X-ray: the allocator's rules by hand, and whole steps against measurements and formulas."""
+
+import itertools
+
+import pytest
+import torch
+from test_memory import A100, ATTENTION, T4, measured, name_of, setup_of
+
+from qlora_kit import allocator, architectures, memory, xray
+from qlora_kit.errors import KitError
+from qlora_kit.memory import MIB, Setup
+
+SMOLLM2 = architectures.find("smollm2-135m-instruct")
+# Its first layers: quick.
+SMALL = architectures.from_config(SMOLLM2.config | {"num_hidden_layers": 4}, "small")
+
+
+def test_small_blocks_share_a_segment_of_2_mib():
+    assert allocator.replay([("a", 1), ("b", 513)]) == (512 + 1024, 2 * MIB)
+
+
+def test_large_blocks_come_from_segments_of_20_mib_or_their_own():
+    assert allocator.replay([("a", 3 * MIB), ("b", 4 * MIB)]) == (7 * MIB, 20 * MIB)
+    assert allocator.replay([("a", 11 * MIB + 1)]) == (12 * MIB, 12 * MIB)
+
+
+def test_a_rest_of_at_most_1_mib_stays_with_its_block():
+    freed = [("a", 12 * MIB), ("a", -12 * MIB)]
+    assert allocator.replay([*freed, ("b", 11 * MIB)], start=2) == (12 * MIB, 12 * MIB)
+    assert allocator.replay([*freed, ("b", 11 * MIB - 512)], start=2)[0] == 11 * MIB - 512
+
+
+def test_the_best_fit_is_taken_and_free_neighbours_merge():
+    events = [("a", 10 * MIB), ("b", 30 * MIB), ("a", -1), ("b", -1), ("c", 10 * MIB)]
+    assert allocator.replay(events) == (40 * MIB, 40 * MIB)
+    halves = [("a", 8 * MIB), ("b", 9 * MIB), ("a", -1), ("b", -1), ("c", 20 * MIB)]
+    assert allocator.replay(halves)[1] == 20 * MIB
+
+
+def test_the_tracker_sees_every_storage_once_and_its_end():
+    with xray.Tracker() as tracker:
+        a = torch.ones(1000)
+        b = a.view(10, 100)  # the same storage
+        c = b + 1
+        del a, b
+        c += 1  # in place
+        del c
+    assert [size for _, size in tracker.events] == [4096, 4096, -4096, -4096]
+    assert sum(tracker.totals.values()) == 0
+
+
+def bytes_of_attention(flash, dtype):
+    """Bytes that attention of 8 heads on 2 key heads makes on a GPU with or without flash."""
+    with torch.device("meta"):
+        query = torch.ones(1, 8, 64, 32, dtype=dtype)
+        key, value = (torch.ones(1, 2, 64, 32, dtype=dtype) for _ in range(2))
+    with xray.Tracker() as tracker:
+        xray.cuda_attention(flash)(query, key, value, is_causal=True, enable_gqa=True)
+    return sum(size for _, size in tracker.events if size >= query.nbytes)
+
+
+def test_grouped_keys_are_copied_unless_flash_attention_runs():
+    full = 8 * 64 * 32 * 2
+    assert bytes_of_attention(True, torch.bfloat16) == full  # the output alone
+    assert bytes_of_attention(False, torch.float16) == 3 * full  # and keys and values
+    assert bytes_of_attention(True, torch.float32) == 6 * full
+
+
+def test_autocast_casts_linear_layers_and_keeps_the_cast_of_a_parameter():
+    with torch.device("meta"):
+        x, weight = torch.ones(4, 8), torch.nn.Parameter(torch.ones(8, 8))
+    with xray.autocast(True, torch.float16) as end_of_forward, xray.Tracker() as tracker:
+        for _ in range(2):
+            assert torch.nn.functional.linear(x, weight).dtype == torch.float16
+        casts = [size for _, size in tracker.events].count(512)
+        assert casts == 5  # the input twice, the output twice, the weight once
+        end_of_forward()
+        assert torch.is_autocast_enabled()
+    with xray.autocast(False, torch.float16):
+        assert torch.nn.functional.linear(x, weight).dtype == torch.float32
+
+
+# One row is quick; all of them are the full tier's.
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, id=name_of(row), marks=() if quick else pytest.mark.full)
+        for row in measured()
+        for quick in [name_of(row) == "SmolLM2-135M-Instruct-nf4-2-512-eager"]
+    ],
+)
+def test_the_xray_meets_every_measured_peak_of_a_t4_within_2_per_cent(row):
+    seen = xray.trace(architectures.find(row["model"]), setup_of(row), T4)
+    assert seen.peak_allocated / MIB == pytest.approx(float(row["allocated_mib"]), rel=0.02)
+    assert seen.peak_allocated < seen.peak_reserved
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "method, batch, gigabytes", [("qlora", 4, 16.374), ("qlora", 8, 28.412), ("lora", 4, 26.705)]
+)
+def test_the_xray_meets_an_a100_within_2_per_cent(method, batch, gigabytes):
+    setup = Setup(
+        method=method,
+        batch=batch,
+        seq=4096,
+        targets=ATTENTION,
+        dropout=0.1,
+        loss="plain",
+        keep_outputs=True,
+    )
+    seen = xray.trace(architectures.find("Mistral-7B-v0.1"), setup, A100)
+    assert seen.peak_allocated / 1e9 == pytest.approx(gigabytes, rel=0.02)
+
+
+def test_what_is_there_all_the_time_is_what_the_formulas_say():
+    setup = Setup(batch=1, seq=64)
+    seen, said = xray.trace(SMALL, setup, T4), memory.budget(SMALL, setup, T4)
+    for name in memory.STATIC:
+        # Each of at most eight tensors a linear layer is rounded up to 512 bytes.
+        rounding = 512 * 8 * len(memory.LINEARS) * SMALL.layers
+        assert 0 <= seen.at_peak[name] - said.terms[name] < rounding, name
+    assert sum(seen.terms.values()) == seen.peak_allocated
+    assert [*seen.phases] == ["forward", "backward", "optimizer"]
+    assert seen.timeline[-1]["gradients"] == pytest.approx(
+        said.moments["step"]["adapter"], rel=0.03
+    )
+    assert seen.timeline[0]["gradients"] == seen.timeline[0]["checkpoints"] == 0
+
+
+# batch x sequence, rank, checkpointing, loss, double quantisation: every pair of values occurs.
+CELLS = [
+    (1, 512, 8, True, "plain", True),
+    (1, 512, 64, False, "tiled", False),
+    (2, 1024, 64, True, "tiled", True),
+    (2, 1024, 8, False, "plain", False),
+    (4, 1024, 16, True, "plain", False),
+    (4, 1024, 16, False, "tiled", True),
+    (4, 2048, 8, True, "tiled", False),
+    (4, 2048, 64, False, "plain", True),
+]
+MODELS = (
+    "gemma-3-270m",
+    "gemma-3-1b-pt",
+    "gemma-3-4b-pt",
+    "Llama-2-7b-hf",
+    "Llama-3.2-1B",
+    "Mistral-7B-v0.1",
+)
+
+
+@pytest.mark.parametrize("cell", [CELLS[0], CELLS[6]])
+def test_the_formulas_meet_the_xray_of_a_small_model_within_3_per_cent(cell):
+    assert distance(SMALL, cell) < 0.03
+
+
+@pytest.mark.parametrize("gpu", [T4, A100], ids=lambda gpu: gpu.name)
+def test_the_scores_of_eager_attention_are_counted_alike(gpu):
+    setup = Setup(batch=2, seq=1024, attention="eager")
+    said, seen = memory.budget(SMALL, setup, gpu), xray.trace(SMALL, setup, gpu)
+    assert said.moment == "softmax"
+    assert said.peak_allocated == pytest.approx(seen.peak_allocated, rel=0.03)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("model, cell", itertools.product(MODELS, CELLS))
+def test_the_formulas_meet_the_xray_within_3_per_cent(model, cell):
+    assert distance(architectures.find(model), cell) < 0.03
+
+
+def distance(architecture, cell):
+    batch, seq, rank, checkpointing, loss, double_quant = cell
+    setup = Setup(
+        batch=batch,
+        seq=seq,
+        rank=rank,
+        checkpointing=checkpointing,
+        loss=loss,
+        double_quant=double_quant,
+    )
+    said = memory.budget(architecture, setup, A100).peak_allocated
+    return abs(said / xray.trace(architecture, setup, A100).peak_allocated - 1)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prepare_kbit": True},
+        {"dropout": 0.1, "targets": ATTENTION},
+        {"attention": "eager"},
+        {"adapter_dtype": "bfloat16", "autocast": False},
+        {"method": "lora", "autocast": False},
+        {"method": "full"},
+        {"optimizer": "paged_adamw_8bit"},
+        {"loss": "plain", "keep_outputs": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("model", ["Llama-3.2-1B", "Qwen3-0.6B", "Qwen2.5-0.5B", "gemma-3-270m"])
+def test_the_formulas_meet_the_xray_in_every_option(model, changes):
+    architecture, setup = architectures.find(model), Setup(batch=2, seq=1024, **changes)
+    said = memory.budget(architecture, setup, A100).peak_allocated
+    assert said == pytest.approx(xray.trace(architecture, setup, A100).peak_allocated, rel=0.03)
+
+
+@pytest.mark.full
+def test_70b_is_seen_in_less_than_2_gb(python):
+    done = python(
+        "import resource; from qlora_kit import architectures, memory, xray\n"
+        "xray.trace(architectures.find('Llama-2-70b-hf'), memory.Setup(), memory.GPUS['A100-80'])\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    assert int(done.stdout) * 1024 < 2e9, done.stderr
+
+
+def test_an_architecture_that_the_xray_cannot_see_into_is_one_sentence():
+    config = SMALL.config | {"model_type": "gpt_neox"}
+    with pytest.raises(KitError, match="cannot see into neox"):
+        xray.trace(architectures.from_config(config, "neox"), Setup(), T4)
+
+
+def test_an_architecture_without_formulas_is_seen():
+    config = {
+        "model_type": "phi3",
+        "vocab_size": 1000,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "pad_token_id": 0,
+    }
+    phi = architectures.from_config(config, "phi")
+    assert not phi.covered
+    seen = xray.trace(phi, Setup(batch=1, seq=64, rank=4), T4)
+    assert seen.at_peak["quantised weights"] > 0
