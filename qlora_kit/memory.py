@@ -367,6 +367,8 @@ def layer(architecture, setup, gpu):
     attention += s * 2 * query + s * 2 * (key if grouped(architecture, setup, gpu) else query)
     if setup.dropout or x != s:
         attention += inputs(query, "o_proj")  # else it is attention's output
+    if setup.attention == "sdpa" and sliding(architecture, setup):
+        attention += s * setup.seq  # the window's mask, as numbers to add to the scores
     mlp = norm + inputs(width, "gate_proj", "up_proj") + 3 * s * inner
     last = inputs(inner, "down_proj")
     if architecture.gemma:
@@ -386,10 +388,15 @@ def layer(architecture, setup, gpu):
     )
 
 
+def sliding(architecture, setup):
+    """True if the sequence is longer than a sliding window, so that attention needs a mask."""
+    return setup.seq > (architecture.config.get("sliding_window") or setup.seq)
+
+
 def grouped(architecture, setup, gpu):
     """True if attention takes grouped keys and values as they are: flash attention does."""
-    window = architecture.config.get("sliding_window") or setup.seq
-    return gpu.flash and setup.stream == 2 and setup.attention == "sdpa" and setup.seq <= window
+    plain = setup.attention == "sdpa" and not sliding(architecture, setup)
+    return plain and gpu.flash and setup.stream == 2
 
 
 def budget(architecture, setup, gpu):

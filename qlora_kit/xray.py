@@ -71,7 +71,7 @@ class Tracker(TorchDispatchMode):
         super().__init__()
         self.category = "layer activations"
         self.live = {}
-        self.totals = Counter()
+        self.totals = Counter(dict.fromkeys(memory.TERMS, 0))
         self.events = []
         self.timeline = []
         self.numbers = iter(range(2**62))
@@ -173,7 +173,7 @@ def cuda_attention(flash):
         if groups > 1:
             key, value = (x.repeat_interleave(groups, dim=-3) for x in (key, value))
         if attn_mask is not None and attn_mask.dtype == torch.bool:
-            attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, 1)
+            attn_mask = torch.empty_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, 1)
         if attn_mask is not None:
             attn_mask = attn_mask.expand(*query.shape[:-1], key.shape[-2])
         kernel = torch.ops.aten._scaled_dot_product_efficient_attention

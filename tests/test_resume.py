@@ -41,8 +41,9 @@ runs.finish(run, report)""",
 ]
 # The command `train`, with a notebook and a runs/ of the test's own.
 TRAIN = """
-import pathlib, sys, types
-from qlora_kit import __main__ as main, bootstrap, commands, runs
+import pathlib, signal, sys
+from qlora_kit import __main__ as main, commands, runs
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 place = pathlib.Path(sys.argv.pop(1))
 commands.NOTEBOOKS, runs.RUNS = place, place / "runs"
 commands.before_and_after = str
@@ -52,7 +53,7 @@ sys.exit(main.main())
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a small notebook 06, and the result of an unbroken run of it."""
+    """A folder with a small notebook 06, in which `start` runs `train`."""
     folder = tmp_path_factory.mktemp("place")
     cells = [nbformat.v4.new_code_cell(source) for source in CELLS]
     cells[0].metadata["tags"] = ["parameters"]
