@@ -318,7 +318,8 @@ class Layer:
 
     `attention` and `mlp` are kept by the two halves of a layer, `scores` by eager attention.
     `last` is used up before the backward pass comes to the gated product, where `product` is added,
-    or `down` a moment earlier, in down_proj's pass. `softmax` takes the place of `scores` and the
+    or `down` a moment earlier, in down_proj's pass. `norm` is added where the pass begins with a
+    norm, as in Gemma: five copies in float32. `softmax` takes the place of `scores` and the
     MLP's in the backward pass of eager attention: the softmax, the gradients behind and before it,
     and the product of the first two, which CUDA's kernel makes.
     """
@@ -328,6 +329,7 @@ class Layer:
     scores: int
     last: int
     product: int
+    norm: int
     down: int
     softmax: int
 
@@ -364,7 +366,8 @@ def layer(architecture, setup, gpu):
         attention -= norm  # this norm's input is the checkpoint itself
     if architecture.gemma or architecture.model_type == "qwen3":
         attention += 4 * (query + key)  # norms of queries and keys
-    attention += s * 2 * query + s * 2 * (key if grouped(architecture, setup, gpu) else query)
+    attention += 2 * s * query  # the queries, and attention's output
+    attention += 2 * s * (key if grouped(architecture, setup, gpu) else query)
     if setup.dropout or x != s:
         attention += inputs(query, "o_proj")  # else it is attention's output
     if setup.attention == "sdpa" and sliding(architecture, setup):
@@ -376,13 +379,17 @@ def layer(architecture, setup, gpu):
         last += norm
     if lora:
         mlp += setup.rank * len(setup.targets) * (2 if setup.mixed else x)
+    # Without autocast an adapter computes in its own dtype: the largest output, there twice, while
+    # the layer holds its input, the norm's output and the sum.
+    adapted = 2 * x * inner + 5 * s * width if x != s and "up_proj" in setup.targets else 0
     cells = architecture.heads * setup.seq if setup.attention == "eager" else 0
     return Layer(
         attention=attention,
         mlp=mlp,
         scores=cells * (4 if s == 4 else 6),
         last=last,
-        product=3 * s * inner,
+        product=max(3 * s * inner, adapted),
+        norm=last + 5 * norm + s * width if architecture.gemma else 0,
         down=s * inner * (2 if last >= x * inner else 1),
         softmax=cells * (16 if s == 4 or gpu.flash else 14),
     )
@@ -394,9 +401,15 @@ def sliding(architecture, setup):
 
 
 def grouped(architecture, setup, gpu):
-    """True if attention takes grouped keys and values as they are: flash attention does."""
-    plain = setup.attention == "sdpa" and not sliding(architecture, setup)
-    return plain and gpu.flash and setup.stream == 2
+    """True if attention takes grouped keys and values as they are, and no copies are kept.
+
+    Flash attention does, but knows no mask. With a mask a single key head is spread, not copied.
+    """
+    if setup.attention == "eager":
+        return False
+    if sliding(architecture, setup):
+        return architecture.key_heads == 1
+    return gpu.flash and setup.stream == 2
 
 
 def budget(architecture, setup, gpu):
@@ -448,6 +461,8 @@ def budget(architecture, setup, gpu):
     else:
         start = held = {"checkpoints": layers * stream if s == 4 else 0}
         before = tokens * (one.kept + one.last)
+        if setup.mixed and trained_bytes == 4:  # autocast's copies of what is trained
+            before += trained / 2 / layers
         others = (layers - 1) * before
     held = held | {"loss": logits}
     moments = {
@@ -456,7 +471,10 @@ def budget(architecture, setup, gpu):
             activations=before + others + 4 * width * tokens,
             loss=logits + loss_bytes(architecture, setup),
         ),
-        "layer": moment(**held, activations=others + stream + tokens * (one.kept + one.product)),
+        "layer": moment(
+            **held,
+            activations=others + stream + tokens * (one.kept + max(one.product, one.norm)),
+        ),
         "step": moment(
             gradients=trained * (2 if setup.optimizer == "adamw_torch" else 1), loss=logits
         ),

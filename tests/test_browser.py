@@ -54,10 +54,14 @@ DONE = """count => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    """JupyterLab's address and token, in a folder with copies of the notebooks."""
-    home = tmp_path_factory.mktemp("lab")
+@pytest.fixture
+def lab(tmp_path):
+    """JupyterLab's address and token, in a folder with copies of the notebooks.
+
+    A fresh one each time: it would open the notebooks of last time again, and keep their kernels.
+    """
+    home = tmp_path / "lab"
+    home.mkdir()
     for path in NOTEBOOKS:
         book = nbformat.read(path, as_version=4)
         for cell in book.cells:
@@ -140,7 +144,7 @@ def test_the_notebook_runs_and_its_sliders_move_its_pictures(path, lab, chromium
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.route(ELSEWHERE, lambda route: route.fulfill(content_type="image/svg+xml", body=BADGE))
 
-    page.goto(f"{address}/lab/tree/{path.name}?token={token}")
+    page.goto(f"{address}/lab/tree/{path.name}?token={token}", timeout=120_000)
     cells = page.locator(".jp-NotebookPanel .jp-Cell")
     cells.first.wait_for(timeout=120_000)
     page.get_by_text("Python 3", exact=False).first.wait_for(timeout=120_000)  # a kernel is there
