@@ -450,8 +450,6 @@ def budget(architecture, setup, gpu):
         }
         return {name: int(size) for name, size in terms.items()}
 
-    # Autocast's copies of what is trained: cached to the end of the forward pass.
-    casts = trained / 2 if setup.mixed and trained_bytes == 4 else 0
     stream = s * width * tokens  # what goes from layer to layer, and its gradient
     if setup.checkpointing:
         # The pass begins with every checkpoint and no gradient, and ends the other way round.
@@ -460,20 +458,18 @@ def budget(architecture, setup, gpu):
         end = {"checkpoints": stream, "gradients": all_but_one}
         held = max(start, end, key=lambda terms: sum(terms.values()))
         before = others = 0
-        # The tiled loss is at its fullest in the forward pass, if these weigh more than gradients.
-        gradients = (4 + s) * width * tokens
-        cached = max(0, casts - gradients) if setup.loss == "tiled" else 0
     else:
         start = held = {"checkpoints": layers * stream if s == 4 else 0}
-        cached = 0
-        before = tokens * (one.kept + one.last) + casts / layers
+        before = tokens * (one.kept + one.last)
+        if setup.mixed and trained_bytes == 4:  # autocast's copies of what is trained
+            before += trained / 2 / layers
         others = (layers - 1) * before
     held = held | {"loss": logits}
     moments = {
         "loss": moment(
             **start,
             activations=before + others + 4 * width * tokens,
-            loss=logits + loss_bytes(architecture, setup) + cached,
+            loss=logits + loss_bytes(architecture, setup),
         ),
         "layer": moment(
             **held,
