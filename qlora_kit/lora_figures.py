@@ -206,13 +206,14 @@ def low_rank(matrix, parts, rank):
     titles = "as it is", f"rank {rank}", "left over"
     shown = zip(titles, (corner, near, corner - near), strict=True)
     for place, (title, part) in enumerate(shown):
-        axes = figure.add_axes((0.06 + 0.295 * place, 0.17, 0.26, 0.72))
+        axes = figure.add_axes((0.065 + 0.295 * place, 0.17, 0.26, 0.72))
         image = axes.imshow(part, cmap="PuOr_r", vmin=-largest, vmax=largest)
         axes.set_title(title, fontsize=11)
         axes.set(xlabel="input", xticks=(0, 10, 20, 30), yticks=(0, 10, 20, 30))
         axes.grid(False)
     figure.axes[0].set_ylabel("output")
-    figure.colorbar(image, cax=figure.add_axes((0.92, 0.17, 0.015, 0.72)))
+    bar = figure.colorbar(image, cax=figure.add_axes((0.92, 0.17, 0.015, 0.72)))
+    bar.ax.set_title("weight", fontsize=11)
     return figure
 
 
