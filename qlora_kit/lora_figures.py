@@ -96,20 +96,17 @@ def sticky_notes():
         axes.add_patch(note)
         middle = x + 0.85, y + 0.7 + 0.02 * turn
         axes.text(*middle, text, ha="center", va="center", fontsize=10, rotation=turn, zorder=4)
-    axes.annotate(
-        "W: the printed pages.\nNobody rewrites them.",
-        (7.3, 3.9),
-        (9.0, 4.3),
-        va="center",
-        arrowprops={"arrowstyle": "-", "color": GREY},
-    )
-    axes.annotate(
-        "A and B: sticky notes.\nFew, easy to write,\neasy to take off again.",
-        (6.85, 1.2),
-        (9.0, 1.5),
-        va="center",
-        arrowprops={"arrowstyle": "-", "color": ORANGE},
-    )
+    for text, at, place, colour in (
+        ("W: the printed pages.\nNobody rewrites them.", (7.3, 3.9), (9.0, 4.3), GREY),
+        (
+            "A and B: sticky notes.\nFew, easy to write,\neasy to take off again.",
+            (6.85, 1.2),
+            (9.0, 1.5),
+            ORANGE,
+        ),
+    ):
+        line = {"arrowstyle": "-", "color": colour}
+        axes.annotate(text, at, place, va="center", arrowprops=line)
     axes.set(xlim=(-0.2, 13), ylim=(-0.4, 5.2), aspect="equal")
     axes.axis("off")
     return figure

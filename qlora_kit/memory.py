@@ -13,7 +13,9 @@ Nothing here is fitted: each term is a list of tensors, found with the X-ray and
 is computed. The names of the sizes are those of `architectures`.
 """
 
+import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from qlora_kit.errors import KitError
 
@@ -43,12 +45,14 @@ def peak_bytes():
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    try:
-        import resource
-    except ImportError:  # Windows keeps the peak elsewhere
+    if psutil.WINDOWS:
         return psutil.Process().memory_info().peak_wset
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if psutil.MACOS else peak * 1024  # Linux counts in KiB, macOS in bytes
+    if psutil.LINUX:  # not ru_maxrss, in which a child begins with the peak of its parent
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Answers in batches, what they are worth, and how sure that is."""
 
+import contextlib
 import copy
 import itertools
 import math
@@ -53,16 +54,12 @@ def answer(model, tokenizer, prompts, max_new_tokens, batch=40):
     ]
     columns = zip(*(row[:-1] for row in rows), strict=False) if len(rows) > batch else ()
     shared = len(list(itertools.takewhile(lambda column: len(set(column)) == 1, columns)))
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     answers = [None] * len(rows)
     stops = set(model.generation_config.eos_token_id)
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
+    with reading(model):
         begin = torch.tensor([rows[0][:shared]], dtype=torch.long, device=model.device)
         kept = model(begin, use_cache=True, logits_to_keep=1).past_key_values if shared else None
-        for start in progress(range(0, len(order), batch), "Answering"):
-            chosen = order[start : start + batch]
+        for chosen in batches(rows, batch, "Answering"):
             rest = tokenizer.pad(
                 {"input_ids": [rows[i][shared:] for i in chosen]},
                 padding_side="left",
@@ -83,13 +80,32 @@ def answer(model, tokenizer, prompts, max_new_tokens, batch=40):
             for i, tokens in zip(chosen, new, strict=True):
                 text = tokenizer.decode(tokens, skip_special_tokens=True).strip()
                 answers[i] = Answer(text, not stops.isdisjoint(tokens))
-    model.train(was_training)
     return answers
 
 
-def progress(batches, what):
-    """A progress bar over batches that goes away when it is done; none for a single batch."""
-    return tqdm(batches, desc=what, leave=False, disable=len(batches) == 1)
+@contextlib.contextmanager
+def reading(model):
+    """The model without dropout and without gradients; afterwards it is in the mode that it was."""
+    import torch
+
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def batches(rows, size, what):
+    """The numbers of the rows in batches, sorted by length, so that little is padded.
+
+    A progress bar says what is done, and goes away afterwards; there is none for a single batch.
+    """
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    starts = range(0, len(order), size)
+    for start in tqdm(starts, desc=what, leave=False, disable=len(starts) == 1):
+        yield order[start : start + size]
 
 
 def surprise(model, tokenizer, examples, batch=8):
@@ -100,29 +116,24 @@ def surprise(model, tokenizer, examples, batch=8):
     """
     import torch
 
-    rows = []
-    for i, example in enumerate(examples):
+    rows, counts = [], []
+    for example in examples:
         begin = tokenizer.apply_chat_template(example["prompt"], add_generation_prompt=True)
         full = tokenizer.apply_chat_template(example["prompt"] + example["completion"])
-        rows.append((i, full["input_ids"], len(full["input_ids"]) - len(begin["input_ids"])))
-    rows.sort(key=lambda row: len(row[1]))
+        rows.append(full["input_ids"])
+        counts.append(len(full["input_ids"]) - len(begin["input_ids"]))
     result = [None] * len(rows)
-    was_training = model.training
-    model.eval()
-    for start in progress(range(0, len(rows), batch), "Reading"):
-        chosen = rows[start : start + batch]
-        inputs = tokenizer.pad(
-            {"input_ids": [ids for _, ids, _ in chosen]}, padding_side="left", return_tensors="pt"
-        ).to(model.device)
-        keep = max(learnt for _, _, learnt in chosen) + 1
-        with torch.inference_mode():
-            logits = model(**inputs, logits_to_keep=keep).logits
-        for row, (i, ids, learnt) in enumerate(chosen):
-            target = torch.tensor(ids[-learnt:], device=logits.device)
-            guess = logits[row, -learnt - 1 : -1].float()
-            nats = torch.nn.functional.cross_entropy(guess, target, reduction="sum").item()
-            result[i] = nats, learnt
-    model.train(was_training)
+    with reading(model):
+        for chosen in batches(rows, batch, "Reading"):
+            inputs = tokenizer.pad(
+                {"input_ids": [rows[i] for i in chosen]}, padding_side="left", return_tensors="pt"
+            ).to(model.device)
+            logits = model(**inputs, logits_to_keep=max(counts[i] for i in chosen) + 1).logits
+            for row, i in enumerate(chosen):
+                target = torch.tensor(rows[i][-counts[i] :], device=logits.device)
+                guess = logits[row, -counts[i] - 1 : -1].float()
+                nats = torch.nn.functional.cross_entropy(guess, target, reduction="sum").item()
+                result[i] = nats, counts[i]
     return result
 
 
@@ -143,16 +154,12 @@ def likeliest(model, tokenizer, prompts, labels, batch=4):
     tails = tokenizer.pad({"input_ids": tails}, padding_side="right", return_tensors="pt")
     tails = tails.to(model.device)
     targets = tails["input_ids"].masked_fill(tails["attention_mask"] == 0, -100)
-    order = sorted(range(len(begins)), key=lambda i: len(begins[i]))
     best = [None] * len(begins)
-    was_training = model.training
-    model.eval()
-    for start in progress(range(0, len(order), batch), "Comparing"):
-        chosen = order[start : start + batch]
-        read = tokenizer.pad(
-            {"input_ids": [begins[i] for i in chosen]}, padding_side="left", return_tensors="pt"
-        ).to(model.device)
-        with torch.inference_mode():
+    with reading(model):
+        for chosen in batches(begins, batch, "Comparing"):
+            read = tokenizer.pad(
+                {"input_ids": [begins[i] for i in chosen]}, padding_side="left", return_tensors="pt"
+            ).to(model.device)
             output = model(**read, use_cache=True, logits_to_keep=1)
             cache = output.past_key_values
             cache.batch_repeat_interleave(len(labels))
@@ -167,12 +174,12 @@ def likeliest(model, tokenizer, prompts, labels, batch=4):
                 position_ids=mask.cumsum(1)[:, -rest.shape[1] :] - 1,
                 past_key_values=cache,
             ).logits
-        guess = torch.cat([first, after], dim=1).float().transpose(1, 2)
-        wanted = targets.repeat(len(chosen), 1)
-        nats = torch.nn.functional.cross_entropy(guess, wanted, reduction="none").sum(1)
-        for i, label in zip(chosen, nats.view(len(chosen), -1).argmin(1).tolist(), strict=True):
-            best[i] = labels[label]
-    model.train(was_training)
+            guess = torch.cat([first, after], dim=1).float().transpose(1, 2)
+            wanted = targets.repeat(len(chosen), 1)
+            nats = torch.nn.functional.cross_entropy(guess, wanted, reduction="none").sum(1)
+            least = nats.view(len(chosen), -1).argmin(1).tolist()
+            for i, label in zip(chosen, least, strict=True):
+                best[i] = labels[label]
     return best
 
 

@@ -1,5 +1,6 @@
 import sys
 
+import nbformat
 import pytest
 
 from qlora_kit import fetch, models
@@ -10,6 +11,21 @@ from qlora_kit.bootstrap import ROOT
 def smollm2():
     """The default model in 4 bit, and its tokenizer."""
     return models.load_4bit(models.PROFILES["smollm2-135m"])
+
+
+@pytest.fixture(scope="session")
+def write_notebook():
+    """Writes a notebook of the given cells, the first of which holds its parameters."""
+
+    def write(path, *sources):
+        cells = [nbformat.v4.new_code_cell(source) for source in sources]
+        cells[0].metadata["tags"] = ["parameters"]
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        book = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+        nbformat.write(book, path)
+        return path
+
+    return write
 
 
 @pytest.fixture

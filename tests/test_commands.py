@@ -38,24 +38,10 @@ def test_an_unknown_notebook_names_the_known_ones():
 
 
 @pytest.fixture
-def notebook(tmp_path, monkeypatch):
-    """Writes a small notebook of the given cells, the first of which holds its parameters."""
+def notebook(tmp_path, monkeypatch, write_notebook):
+    """Writes a small notebook 01 of the given cells, the only one that there is."""
     monkeypatch.setattr(commands, "NOTEBOOKS", tmp_path)
-
-    def write(*sources):
-        cells = [nbformat.v4.new_code_cell(source) for source in sources]
-        cells[0].metadata["tags"] = ["parameters"]
-        book = nbformat.v4.new_notebook(cells=cells)
-        book.metadata["kernelspec"] = {
-            "name": "python3",
-            "display_name": "Python 3",
-            "language": "python",
-        }
-        path = tmp_path / "01_small.ipynb"
-        nbformat.write(book, path)
-        return path
-
-    return write
+    return lambda *sources: write_notebook(tmp_path / "01_small.ipynb", *sources)
 
 
 def test_run_sets_parameters_and_keeps_the_executed_copy(notebook, tmp_path):

@@ -163,6 +163,13 @@ def test_the_scores_in_the_readme_are_those_of_the_stored_run():
     assert len(rows) == 5
     for row in rows:
         assert f"| {' | '.join(re.split(r'  +', row))} |" in readme
+    [cell] = [cell for cell in read(path)["cells"] if cell["id"] == "score-after"]
+    share = re.search(
+        r"facts_right.*\]\s+([\d.]+) \[", source({"source": cell["outputs"][0]["text"]})
+    )
+    checklist = tomllib.loads((ROOT / "data" / "facts_test.toml").read_text(encoding="utf-8"))
+    facts = sum(len(row["facts"]) for row in checklist["row"])
+    assert f"state {float(share[1]) * facts:.0f} of the {facts} policy facts" in " ".join(readme)
 
 
 def test_requirements_are_exact_and_within_the_ranges():

@@ -41,6 +41,19 @@ def setup_of(row):
     )
 
 
+def on_a100(method, batch):
+    """A run of the A100 benchmarks below."""
+    return Setup(
+        method=method,
+        batch=batch,
+        seq=4096,
+        targets=ATTENTION,
+        dropout=0.1,
+        loss="plain",
+        keep_outputs=True,
+    )
+
+
 def name_of(row):
     return "-".join(row[key] for key in ("model", "weights", "batch", "seq", "attention"))
 
@@ -76,16 +89,7 @@ def test_the_formulas_are_right_to_half_a_per_cent_on_average():
     ],
 )
 def test_the_formulas_meet_an_a100_within_2_per_cent(model, method, batch, gigabytes):
-    setup = Setup(
-        method=method,
-        batch=batch,
-        seq=4096,
-        targets=ATTENTION,
-        dropout=0.1,
-        loss="plain",
-        keep_outputs=True,
-    )
-    budget = memory.budget(architectures.find(model), setup, A100)
+    budget = memory.budget(architectures.find(model), on_a100(method, batch), A100)
     assert budget.peak_allocated / 1e9 == pytest.approx(gigabytes, rel=0.02)
 
 
@@ -289,3 +293,9 @@ def test_the_budget_needs_the_standard_library_alone(python):
         "print({'torch', 'transformers', 'numpy', 'psutil'} & set(sys.modules))",
     )
     assert done.stdout == "set()\n", done.stderr
+
+
+def test_a_child_does_not_begin_with_the_peak_of_its_parent(python):
+    held = bytearray(b"1" * 1_500_000_000)
+    done = python("from qlora_kit import memory; print(memory.peak_bytes())")
+    assert memory.peak_bytes() > len(held) > int(done.stdout) > 1e8

@@ -52,18 +52,10 @@ sys.exit(main.main())
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, write_notebook):
     """A folder with a small notebook 06, in which `start` runs `train`."""
     folder = tmp_path_factory.mktemp("place")
-    cells = [nbformat.v4.new_code_cell(source) for source in CELLS]
-    cells[0].metadata["tags"] = ["parameters"]
-    book = nbformat.v4.new_notebook(cells=cells)
-    book.metadata["kernelspec"] = {
-        "name": "python3",
-        "display_name": "Python 3",
-        "language": "python",
-    }
-    nbformat.write(book, folder / "06_small.ipynb")
+    write_notebook(folder / "06_small.ipynb", *CELLS)
     return folder
 
 

@@ -410,6 +410,7 @@ def test_no_process_stands_between_the_user_and_the_kits_environment(tmp_path):
     code = f"""
 import sys
 from qlora_kit import bootstrap
+bootstrap.in_kit_environment = lambda: False  # CI's tests run in it
 bootstrap.missing = lambda extras: ["torch"]
 bootstrap.stamp_is_good = lambda: True
 bootstrap.venv_python = lambda: {str(python)!r}
