@@ -75,6 +75,36 @@ def text_progress(trainer):
     trainer.add_callback(Bar)
 
 
+def meter_one_step(trainer):
+    """The most bytes that each phase of a training step takes: a dictionary, filled by `train()`.
+
+    See `meter.Meter` for the phases. The second step is watched, as the optimizer has no states
+    before the first; in a resumed run, its first. On a CPU that one step takes a little longer.
+    """
+    import transformers
+
+    from qlora_kit.meter import Meter
+
+    peaks = {}
+
+    class Watch(transformers.TrainerCallback):
+        def on_train_begin(self, args, state, control, **_):
+            self.watched, self.meter = max(1, state.global_step), None
+
+        def on_step_begin(self, args, state, control, model, optimizer, **_):
+            if state.global_step == self.watched:
+                self.meter = Meter(model, optimizer.optimizer).__enter__()
+
+        def on_step_end(self, args, state, control, **_):
+            if self.meter:
+                self.meter.__exit__(None, None, None)
+                peaks.update(self.meter.peaks)
+                self.meter = None
+
+    trainer.add_callback(Watch())
+    return peaks
+
+
 def base_digest(model):
     """SHA-256 over every byte of the frozen base: packed weights, their constants, all the rest.
 

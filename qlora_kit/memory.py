@@ -108,6 +108,22 @@ def find_gpu(name):
     return Gpu(f"{size:g} GiB", int(size * GIB))
 
 
+def this_machine():
+    """The Gpu at hand, as torch sees it; without one, this machine's memory and none of CUDA's."""
+    import psutil
+    import torch
+
+    if not torch.cuda.is_available():
+        return Gpu("this CPU", psutil.virtual_memory().total, context=0, flash=False, workspace=0)
+    capability = torch.cuda.get_device_capability()
+    return Gpu(
+        torch.cuda.get_device_name(),
+        torch.cuda.get_device_properties().total_memory,
+        flash=capability >= (8, 0),
+        workspace=(GPUS["H100"] if capability >= (9, 0) else GPUS["T4"]).workspace,
+    )
+
+
 @dataclass(frozen=True)
 class Setup:
     """A training step: everything of it that decides how many bytes it needs.
@@ -237,7 +253,7 @@ TERMS = (
     "logits and loss",
     "dequantised weights",
 )
-# Reserved over allocated in the first four measurements of tests/measured_t4.csv: the least, the
+# Reserved over allocated in the first four measurements of data/measured_t4.csv: the least, the
 # mean and the most. torch's pool of blocks has gaps, so a GPU needs more than the peak.
 RESERVED = (1.08, 1.14, 1.23)
 

@@ -87,7 +87,7 @@ class Profile:
 
 
 SMALL = Recipe(
-    rows=560,
+    rows=500,
     reply_every=5,
     epochs=1,
     batch=1,

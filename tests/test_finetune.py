@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from qlora_kit import finetune, models, tickets
+from qlora_kit.meter import static_bytes
 
 
 @pytest.fixture
@@ -182,3 +183,14 @@ def test_the_bar_shows_the_loss_and_replaces_the_others(make_trainer, capfd):
     assert "Training: 100%" in shown.err
     assert "loss=" in shown.err
     assert "{'loss'" not in shown.out
+
+
+def test_one_step_is_metered_with_the_states_of_the_optimizer(make_trainer):
+    trainer = make_trainer(quantised=True, max_steps=3)
+    peaks = finetune.meter_one_step(trainer)
+    assert peaks == {}
+    trainer.train()
+    assert [*peaks] == ["load", "forward", "loss", "backward", "step"]
+    held = sum(static_bytes(trainer.model).values())
+    states = 2 * sum(p.nbytes for p in trained(trainer.model).values())
+    assert peaks["load"] == pytest.approx(held + states, rel=0.05)

@@ -35,6 +35,10 @@ IGNORED = {
         "write": LEARNT,
         "types": LEARNT,
     },
+    "04_memory_budget": {
+        "load": "the first run fetches the weights, with a progress bar",
+        "measure": "bitsandbytes may warn on some processors",
+    },
     "06_train_gemma": {
         "profile": MACHINE,
         "data": MACHINE,
@@ -45,6 +49,7 @@ IGNORED = {
         "trainer": "may warn on some machines",
         "parameters": MACHINE,
         "train": "seconds, and a progress bar",
+        "budget": MACHINE,
         "answers-after": LEARNT,
         "score-after": LEARNT,
         "rival-classifier": "seconds",

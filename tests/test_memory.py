@@ -1,11 +1,10 @@
 """The memory budget: against the bytes of a loaded model, and against published measurements."""
 
 import csv
-from pathlib import Path
 
 import pytest
 
-from qlora_kit import architectures, memory, meter
+from qlora_kit import architectures, memory, meter, tickets
 from qlora_kit.errors import KitError
 from qlora_kit.memory import GIB, MIB, Setup
 
@@ -20,7 +19,7 @@ def measured():
     float16. All: float32 LoRA on the four attention projections, torch's AdamW, checkpointing, no
     autocast, a loop that keeps the model's outputs. `allocated_mib` is max_memory_allocated.
     """
-    with open(Path(__file__).with_name("measured_t4.csv"), encoding="utf-8") as file:
+    with open(tickets.DATA / "measured_t4.csv", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 

@@ -1,0 +1,86 @@
+"""What notebook 04 claims. nbval compares its outputs with the code's, this with what is known."""
+
+import itertools
+import json
+import re
+
+import pytest
+from accelerate.commands import estimate
+from test_memory import measured, setup_of
+
+from qlora_kit.bootstrap import ROOT
+
+BOOK = json.loads((ROOT / "notebooks" / "04_memory_budget.ipynb").read_text(encoding="utf-8"))
+CELLS = {cell["id"]: cell for cell in BOOK["cells"]}
+
+
+def source(name):
+    return "".join(CELLS[name]["source"])
+
+
+def define(*names):
+    """The names that these cells bind when they run by themselves, after the imports."""
+    bound = {}
+    for name in ("imports", *names):
+        exec(source(name), bound)
+    return bound
+
+
+def printed(name):
+    """The lines that a cell printed, as stored."""
+    streams = [out["text"] for out in CELLS[name]["outputs"] if out["output_type"] == "stream"]
+    return "".join("".join(text) for text in streams).splitlines()
+
+
+def test_the_accountings_add_up_to_the_published_sums():
+    lines = printed("accountings")[1:]
+    sums = [re.findall(r"[\d.]+", line)[-3:] for line in lines]
+    assert [int(each) for each, _, _ in sums] == [16, 16, 12, 8]
+    seven, large = 6_738_415_616, 65_285_660_672  # Llama 2 7B and LLaMA 65B
+    for each, small, big in sums:
+        assert float(small) == pytest.approx(int(each) * seven / 1e9, abs=0.05)
+        assert float(big) == pytest.approx(int(each) * large / 1e9, abs=0.05)
+    assert float(sums[2][2]) > 780  # QLoRA paper, section 1
+
+
+def test_each_rung_of_the_ladder_is_lower_than_the_one_before():
+    gib = [float(re.search(r"([\d.]+) GiB", line)[1]) for line in printed("ladder")]
+    assert len(gib) == 7
+    assert gib == sorted(gib, reverse=True)
+    assert max(a - b for a, b in itertools.pairwise(gib)) == gib[1] - gib[2]  # LoRA
+
+
+def test_65b_fits_48_gib_alone_and_33b_fits_24():
+    rows = {line.split()[0]: line.split()[3:] for line in printed("sizes")[1:]}
+    assert rows["llama-65b"] == ["no"] * 5 + ["yes"]
+    assert rows["llama-30b"] == ["no"] * 4 + ["yes"] * 2
+    assert rows["llama-13b"] == ["no"] * 2 + ["yes"] * 4
+    assert rows["Llama-2-7b-hf"] == ["yes"] * 6
+
+
+def test_what_accelerate_says_is_what_its_command_says(monkeypatch):
+    says, gemma = (define("accelerate")[name] for name in ("accelerate_says", "gemma"))
+
+    def empty(*_, **__):
+        with estimate.init_empty_weights():
+            config = estimate.AutoConfig.for_model(**gemma.config)
+            return estimate.AutoModel.from_config(config)
+
+    monkeypatch.setattr(estimate, "create_empty_model", empty)
+    arguments = estimate.estimate_command_parser().parse_args(["x", "--dtypes", "int4"])
+    [[_, _, total, _]] = estimate.gather_data(arguments)
+    assert says(gemma) == total
+
+
+def test_the_cells_set_the_measured_steps_up_as_the_tests_do():
+    cells = define("t4-rows")
+    assert [cells["setup_of"](row) for row in measured()] == [setup_of(row) for row in measured()]
+
+
+def test_states_appear_in_the_first_step_and_stay():
+    first, second = printed("watch")
+    states = int(re.search(r": (\d+) MiB", first)[1])
+    least, most = map(int, re.findall(r"\d+", second))
+    # Two float32 for each parameter of the embedding and four layers, to a MiB.
+    parameters = 49152 * 576 + 4 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536 + 2 * 576) + 576
+    assert least == most == states == pytest.approx(8 * parameters / 2**20, abs=1)
