@@ -102,11 +102,15 @@ def storages(model):
     """(tensor, term) for every storage that a model holds: packed weights, constants, and the rest.
 
     A bitsandbytes 4-bit weight keeps its constants beside it: the scales of its blocks, with double
-    quantisation the scales of these and an offset, and a code table for each.
+    quantisation the scales of these and an offset, and a code table for each. An 8-bit weight keeps
+    a scale for each row; its layer takes that away from it at the first forward pass.
     """
     for name, parameter in model.named_parameters():
         state = getattr(parameter, "quant_state", None)
-        if state is not None:
+        row_scales = getattr(parameter, "SCB", None)
+        if row_scales is not None:
+            yield row_scales, "quantisation constants"
+        if state is not None or row_scales is not None:
             yield parameter, "quantised weights"
         elif "lora_" in name:
             yield parameter, "adapter"

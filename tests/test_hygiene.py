@@ -39,6 +39,11 @@ IGNORED = {
         "load": "the first run fetches the weights, with a progress bar",
         "measure": "bitsandbytes may warn on some processors",
     },
+    "05_attach_to_a_real_model": {
+        "weights": "the first run fetches them, with a progress bar",
+        "table": "seconds, and losses that differ between processors in the third digit",
+        "stop": LEARNT,
+    },
     "06_train_gemma": {
         "profile": MACHINE,
         "data": MACHINE,
