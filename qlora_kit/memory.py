@@ -7,7 +7,9 @@ of these moments, and the budget is the fullest of them, term by term:
 * `layer`: one layer was computed a second time for its backward pass, all else are checkpoints;
 * `dequantised`: the same, while a 4-bit weight is unpacked (the fullest where tokens are few);
 * `softmax`: the same, while eager attention's scores are differentiated;
-* `step`: every gradient is there, and what the optimizer needs to work.
+* `step`: every gradient is there, and what the optimizer needs to work;
+* `embedding`: with full fine-tuning of an embedding that is the output layer too, the gradients
+  of both uses and their sum.
 
 Nothing here is fitted: each term is a list of tensors, found with the X-ray and explained where it
 is computed. The names of the sizes are those of `architectures`.
@@ -470,6 +472,9 @@ def budget(architecture, setup, gpu):
         }
         return {name: int(size) for name, size in terms.items()}
 
+    # Autocast's copies of what is trained: cached to the end of the forward pass.
+    casts = trained / 2 if setup.mixed and trained_bytes == 4 else 0
+    cached = 0
     stream = s * width * tokens  # what goes from layer to layer, and its gradient
     if setup.checkpointing:
         # The pass begins with every checkpoint and no gradient, and ends the other way round.
@@ -478,18 +483,18 @@ def budget(architecture, setup, gpu):
         end = {"checkpoints": stream, "gradients": all_but_one}
         held = max(start, end, key=lambda terms: sum(terms.values()))
         before = others = 0
+        if setup.loss == "tiled":  # fuller in the forward pass, if they outweigh the gradients
+            cached = max(0, casts - (4 + s) * width * tokens)
     else:
         start = held = {"checkpoints": layers * stream if s == 4 else 0}
-        before = tokens * (one.kept + one.last)
-        if setup.mixed and trained_bytes == 4:  # autocast's copies of what is trained
-            before += trained / 2 / layers
+        before = tokens * (one.kept + one.last) + casts / layers
         others = (layers - 1) * before
     held = held | {"loss": logits}
     moments = {
         "loss": moment(
             **start,
             activations=before + others + 4 * width * tokens,
-            loss=logits + loss_bytes(architecture, setup),
+            loss=logits + loss_bytes(architecture, setup) + cached,
         ),
         "layer": moment(
             **held,
@@ -499,6 +504,9 @@ def budget(architecture, setup, gpu):
             gradients=trained * (2 if setup.optimizer == "adamw_torch" else 1), loss=logits
         ),
     }
+    if setup.method == "full" and architecture.tied:
+        embedding = architecture.vocabulary * width * trained_bytes
+        moments["embedding"] = moment(gradients=trained + 2 * embedding, loss=logits)
     if setup.method == "qlora":
         largest = max(rows * columns for rows, columns in architecture.linears().values())
         moments["dequantised"] = moment(

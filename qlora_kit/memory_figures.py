@@ -61,7 +61,7 @@ def bars(stacks, sizes=()):
     height = figure.get_figheight()
     widest = max(map(len, stacks))
     figure.subplots_adjust(
-        left=0.02 + 0.0105 * widest, right=0.94, top=1 - 0.08 / height, bottom=1.45 / height
+        left=0.03 + 0.0115 * widest, right=0.94, top=1 - 0.08 / height, bottom=1.45 / height
     )
     figure.legend(handles=handles, loc="lower center", ncols=4, frameon=False, fontsize=9)
     return figure
@@ -74,21 +74,35 @@ def timeline(moments, phases=None, limit=None):
     in it each phase begins; `limit` is what the GPU has, in bytes.
     """
     figure, axes = plt.subplots(figsize=(8, 3.4))
-    shown = [term for term in memory.TERMS if any(moment.get(term) for moment in moments)]
+    places, highest = fullest(moments)
+    shown = [term for term in memory.TERMS if any(moment.get(term) for moment in highest)]
     axes.stackplot(
-        range(len(moments)),
-        [[moment.get(term, 0) / GIB for moment in moments] for term in shown],
+        places,
+        [[moment.get(term, 0) / GIB for moment in highest] for term in shown],
         colors=[COLOURS[term] for term in shown],
         labels=shown,
         step="post",
         linewidth=0,
     )
+    totals = [sum(moment.values()) / GIB for moment in highest]
+    peak = max(totals)
+    axes.annotate(
+        f"{peak:.2f} GiB",
+        (places[totals.index(peak)], peak),
+        xytext=(2, 1),
+        textcoords="offset points",
+        fontsize=9,
+    )
+    axes.set_ylim(0, 1.12 * peak)
     top = axes.get_ylim()[1]
     for name, start in (phases or {}).items():
         axes.axvline(start, color="black", linewidth=0.8, linestyle=":")
         axes.text(start, top, f" {name}", va="top", fontsize=9)
     if limit:
         axes.axhline(limit / GIB, color="black", linestyle="--", linewidth=1)
+        axes.text(
+            len(moments), limit / GIB, "what the GPU has ", ha="right", va="bottom", fontsize=9
+        )
     axes.set(xlabel="allocations and frees, in their order", ylabel="GiB", xlim=(0, len(moments)))
     axes.legend(
         *(part[::-1] for part in axes.get_legend_handles_labels()),
@@ -100,20 +114,34 @@ def timeline(moments, phases=None, limit=None):
     return figure
 
 
+def fullest(moments, places=240):
+    """Where to draw a long timeline, and the fullest moment from each place to the next.
+
+    A peak may last for a few of many thousand moments, too short to be drawn to scale.
+    """
+    width = -(-len(moments) // places)
+    starts = range(0, len(moments), width)
+    return starts, [
+        max(moments[start : start + width], key=lambda moment: sum(moment.values()))
+        for start in starts
+    ]
+
+
 def paging(moments, limit):
     """What a paged optimizer would move away: above, the bytes that are needed; below, what stays.
 
     `moments` is a timeline, `limit` in bytes. Whenever the sum is over the limit, as much of the
     optimizer's states as needed goes to the computer's memory. Returns the Figure.
     """
-    needed = [sum(moment.values()) for moment in moments]
-    states = [moment["optimizer"] for moment in moments]
+    places, highest = fullest(moments)
+    needed = [sum(moment.values()) for moment in highest]
+    states = [moment["optimizer"] for moment in highest]
     away = [min(max(total - limit, 0), held) for total, held in zip(needed, states, strict=True)]
     figure, axes = plt.subplots(figsize=(8, 3))
     rest = [total - held for total, held in zip(needed, states, strict=True)]
     stays = [held - gone for held, gone in zip(states, away, strict=True)]
     axes.stackplot(
-        range(len(moments)),
+        places,
         [[value / MIB for value in values] for values in (rest, stays, away)],
         colors=[GREY, GREEN, "#F0E442"],
         labels=["all else", "optimizer, on the GPU", "optimizer, paged out"],

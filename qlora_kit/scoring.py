@@ -39,7 +39,7 @@ class Answer:
     stopped: bool
 
 
-def answer(model, tokenizer, prompts, max_new_tokens, batch=100):
+def answer(model, tokenizer, prompts, max_new_tokens, batch=50):
     """Greedy answers to a list of chat prompts, as a list of Answer in the same order.
 
     What all prompts begin with is read once, and its keys and values are kept. The rest is padded
@@ -137,11 +137,13 @@ def surprise(model, tokenizer, examples, batch=8):
     return result
 
 
-def likeliest(model, tokenizer, prompts, labels, batch=4):
+def likeliest(model, tokenizer, prompts, labels, batch=8):
     """For each prompt, the one of the labels that the model would say with the highest probability.
 
     This is the best that can be read out of a model that was never told the form of the answer.
-    Each prompt is read once; its keys and values are kept, and every label is tried after them.
+    Each prompt is read once; its keys and values are kept, and what labels begin with is tried
+    after them: "app, low" and "app, urgent" differ in their last token alone. No label may begin
+    with another one, since it is not asked whether the model would stop there.
     """
     import torch
 
@@ -149,12 +151,11 @@ def likeliest(model, tokenizer, prompts, labels, batch=4):
         tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
         for prompt in prompts
     ]
-    stop = model.generation_config.eos_token_id[0]
-    tails = [tokenizer(label, add_special_tokens=False)["input_ids"] + [stop] for label in labels]
-    tails = tokenizer.pad({"input_ids": tails}, padding_side="right", return_tensors="pt")
-    tails = tails.to(model.device)
-    targets = tails["input_ids"].masked_fill(tails["attention_mask"] == 0, -100)
-    best = [None] * len(begins)
+    endings = [tokenizer(label, add_special_tokens=False)["input_ids"] for label in labels]
+    stems = [list(stem) for stem in sorted({tuple(tokens[:-1]) for tokens in endings})]
+    rest = tokenizer.pad({"input_ids": stems}, padding_side="right", return_tensors="pt")
+    rest = rest.to(model.device)
+    best = []
     with reading(model):
         for chosen in batches(begins, batch, "Comparing"):
             read = tokenizer.pad(
@@ -162,25 +163,23 @@ def likeliest(model, tokenizer, prompts, labels, batch=4):
             ).to(model.device)
             output = model(**read, use_cache=True, logits_to_keep=1)
             cache = output.past_key_values
-            cache.batch_repeat_interleave(len(labels))
-            rest = tails["input_ids"][:, :-1].repeat(len(chosen), 1)
-            mask = read["attention_mask"].repeat_interleave(len(labels), 0)
-            seen = tails["attention_mask"][:, :-1].repeat(len(chosen), 1)
-            mask = torch.cat([mask, seen], dim=1)
-            first = output.logits.repeat_interleave(len(labels), 0)
+            cache.batch_repeat_interleave(len(stems))
+            mask = read["attention_mask"].repeat_interleave(len(stems), 0)
+            mask = torch.cat([mask, rest["attention_mask"].repeat(len(chosen), 1)], dim=1)
             after = model(
-                input_ids=rest,
+                input_ids=rest["input_ids"].repeat(len(chosen), 1),
                 attention_mask=mask,
-                position_ids=mask.cumsum(1)[:, -rest.shape[1] :] - 1,
                 past_key_values=cache,
             ).logits
-            guess = torch.cat([first, after], dim=1).float().transpose(1, 2)
-            wanted = targets.repeat(len(chosen), 1)
-            nats = torch.nn.functional.cross_entropy(guess, wanted, reduction="none").sum(1)
-            least = nats.view(len(chosen), -1).argmin(1).tolist()
-            for i, label in zip(chosen, least, strict=True):
-                best[i] = labels[label]
-    return best
+            first = output.logits.repeat_interleave(len(stems), 0)
+            chances = torch.cat([first, after], dim=1).float().log_softmax(2)
+            chances = chances.view(len(chosen), len(stems), *chances.shape[1:])
+            sums = [
+                chances[:, stems.index(tokens[:-1]), range(len(tokens)), tokens].sum(1)
+                for tokens in endings
+            ]
+            best += zip(chosen, torch.stack(sums).argmax(0).tolist(), strict=True)
+    return [labels[label] for _, label in sorted(best)]
 
 
 def category(text):

@@ -1,5 +1,7 @@
 """The command line."""
 
+import base64
+import io
 import shutil
 import types
 
@@ -145,3 +147,20 @@ def test_the_table_shows_before_and_after():
     assert "200 held-out tickets" in table
     assert "12.5%   80.0%" in table
     assert "4,884,480 of 139,399,488 parameters" in table
+
+
+def test_a_stored_picture_looks_the_same_in_fewer_bytes():
+    from matplotlib.figure import Figure
+    from PIL import Image, ImageChops
+
+    figure, buffer = Figure(), io.BytesIO()
+    figure.subplots().plot([1, 3, 2], color="#E69F00")
+    figure.savefig(buffer, format="png")
+    picture = base64.b64encode(buffer.getvalue()).decode()
+    smaller = commands.smaller(picture)
+    assert len(smaller) < len(picture) / 2
+    before, after = (
+        Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB") for text in (picture, smaller)
+    )
+    assert before.size == after.size
+    assert max(most for _, most in ImageChops.difference(before, after).getextrema()) < 64

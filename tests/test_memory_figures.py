@@ -53,7 +53,8 @@ def test_the_timeline_stacks_the_bytes_of_each_moment():
     optimizer, logits = axes.collections  # in the order of memory.TERMS
     assert heights(optimizer)[1] == pytest.approx(300 * MIB / GIB)
     assert heights(logits)[1] == pytest.approx(500 * MIB / GIB)
-    assert [text.get_text().strip() for text in axes.texts] == ["forward", "backward"]
+    names = [text.get_text().strip() for text in axes.texts]
+    assert names == ["0.49 GiB", "forward", "backward", "what the GPU has"]
     assert axes.lines[-1].get_ydata()[0] == 1
 
 
@@ -71,3 +72,11 @@ def test_every_method_has_a_row_with_all_its_points():
     [axes] = memory_figures.said_and_measured({"a": [1.0, 0.5], "b": [2.0]}).axes
     assert [list(line.get_xdata()) for line in axes.lines[:2]] == [[1.0, 0.5], [2.0]]
     assert [list(line.get_ydata()) for line in axes.lines[:2]] == [[0, 0], [1]]
+
+
+def test_a_peak_of_one_moment_is_not_lost_in_a_long_timeline():
+    flat = [{"adapter": 1}] * 1000
+    starts, shown = memory_figures.fullest([*flat, {"adapter": 9}, *flat], places=10)
+    assert len(starts) == len(shown) == 10
+    assert [moment["adapter"] for moment in shown].count(9) == 1
+    assert memory_figures.fullest(MOMENTS) == (range(3), MOMENTS)

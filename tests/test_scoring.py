@@ -81,17 +81,17 @@ def test_surprise_is_the_model_s_own_loss(smollm2, rows):
 def test_the_likeliest_label_is_the_one_with_the_smallest_loss(smollm2, rows):
     """Through kept keys and values, and labels of different lengths in one batch."""
     model, tokenizer = smollm2
-    labels = ["billing, low", "app, urgent", "repair, normal", "subscription, normal"]
+    labels = ["billing, low", "app, urgent", "app, low", "repair, normal", "subscription, normal"]
 
     def nats(row, label):
         completion = [{"role": "assistant", "content": label}]
         example = {"prompt": tickets.prompt(row.ticket), "completion": completion}
         full = tokenizer.apply_chat_template(example["prompt"] + completion)["input_ids"]
-        after_stop = len(full) - 1 - full[::-1].index(tokenizer.convert_tokens_to_ids("<|im_end|>"))
-        assert tokenizer.decode(full[after_stop + 1 :]) == "\n"
+        stop = len(full) - 1 - full[::-1].index(tokenizer.convert_tokens_to_ids("<|im_end|>"))
         begin = tokenizer.apply_chat_template(example["prompt"], add_generation_prompt=True)
         begin = len(begin["input_ids"])
-        ids = torch.tensor([full[: after_stop + 1]])
+        assert tokenizer.decode(full[begin:stop]) == label
+        ids = torch.tensor([full[:stop]])
         target = ids.clone()
         target[:, :begin] = -100
         with torch.inference_mode():
