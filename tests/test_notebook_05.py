@@ -100,6 +100,18 @@ def test_the_text_says_what_the_table_of_options_says():
     assert 48 <= share <= 52 and "the embedding is now half of all bytes" in TEXT
 
 
+def test_nf4_has_the_smaller_error_on_normal_numbers():
+    """Which the text says of more than the weights that were measured."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    weight = torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
+    nf4, fp4 = (
+        (dequantize_4bit(*quantize_4bit(weight, quant_type=kind)) - weight).norm()
+        for kind in ("nf4", "fp4")
+    )
+    assert nf4 < 0.8 * fp4 and "smaller error on all weights that are nearly normal" in TEXT
+
+
 def test_the_defaults_are_those_of_the_libraries():
     import bitsandbytes
 
@@ -179,8 +191,7 @@ def test_the_trainer_freezes_and_hooks_without_preparing(tiny, smollm2, tmp_path
 
 
 @pytest.mark.parametrize("stream", [torch.bfloat16, torch.float32])
-def test_preparing_does_nothing_to_a_float32_stream_but_freeze_and_checkpoint(tiny, stream):
-    """The text's way out: loading in float32 gives the dtypes that preparing gives."""
+def test_loading_in_float32_gives_the_dtypes_that_preparing_gives(tiny, stream):
     prepared = prepare_model_for_kbit_training(load(tiny, stream))
     plain = load(tiny, torch.float32)
     dtypes = [{n: p.dtype for n, p in model.named_parameters()} for model in (prepared, plain)]
