@@ -54,16 +54,22 @@ def options(rows):
     return figure
 
 
-def targets(choices, total):
+def targets(choices, base):
     """Trained parameters of each choice of target modules; `choices` by name are counts by part.
 
-    `total` are the base's parameters, of which a label says the share.
+    `base` are the base's parameters. A label says the share of both, as PEFT's line does.
     """
     figure, axes = plt.subplots(figsize=(8, 0.45 * len(choices) + 1.3))
     _stack(axes, choices, (BLUE, ORANGE, GREY))
     counts = [sum(parts.values()) for parts in choices.values()]
     for row, count in enumerate(counts):
-        axes.text(count / 1e6 + 0.06, row, f"{count:,} ({count / total:.2%})", va="center", size=9)
+        axes.text(
+            count / 1e6 + 0.06,
+            row,
+            f"{count:,} ({count / (base + count):.2%})",
+            va="center",
+            size=9,
+        )
     axes.set(xlabel="trained parameters, in millions", xlim=(0, 1.4 * max(counts) / 1e6))
     axes.set_yticks(range(len(choices)), list(choices), **MONOSPACED)
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)

@@ -44,12 +44,12 @@ def test_options_show_bytes_error_and_seconds_side_by_side():
     assert [label.get_text() for label in size.get_yticklabels()] == ["none", "four"]
 
 
-def test_targets_are_counted_and_their_share_is_of_the_base():
+def test_targets_are_counted_and_their_share_is_that_of_pefts_line():
     choices = {
         "one": {"attention": 1_000_000, "MLP": 0},
         "all": {"attention": 2_000_000, "MLP": 3_000_000},
     }
-    [axes] = attach_figures.targets(choices, total=100_000_000).axes
+    [axes] = attach_figures.targets(choices, base=99_000_000).axes
     assert widths(axes) == [[1, 2], [0, 3]]
     said = [text.get_text() for text in axes.texts]
-    assert said == ["1,000,000 (1.00%)", "5,000,000 (5.00%)"]
+    assert said == ["1,000,000 (1.00%)", "5,000,000 (4.81%)"]
