@@ -298,3 +298,24 @@ def test_a_child_does_not_begin_with_the_peak_of_its_parent(python):
     held = bytearray(b"1" * 1_500_000_000)
     done = python("from qlora_kit import memory; print(memory.peak_bytes())")
     assert memory.peak_bytes() > len(held) > int(done.stdout) > 1e8
+
+
+@pytest.mark.parametrize("capability, flash, mib", [((7, 5), False, 16.25), ((9, 0), True, 64)])
+def test_the_gpu_at_hand_is_judged_by_its_capability(monkeypatch, capability, flash, mib):
+    import types
+
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "card")
+    properties = types.SimpleNamespace(total_memory=123)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: properties)
+    gpu = memory.this_machine()
+    assert (gpu.name, gpu.total, gpu.flash, gpu.workspace / MIB) == ("card", 123, flash, mib)
+
+
+def test_without_a_gpu_nothing_is_kept_for_cuda():
+    gpu = memory.this_machine()
+    assert (gpu.context, gpu.workspace, gpu.flash) == (0, 0, False)
+    assert gpu.total > GIB
