@@ -193,4 +193,4 @@ def test_one_step_is_metered_with_the_states_of_the_optimizer(make_trainer):
     assert [*peaks] == ["load", "forward", "loss", "backward", "step"]
     held = sum(static_bytes(trainer.model).values())
     states = 2 * sum(p.nbytes for p in trained(trainer.model).values())
-    assert peaks["load"] == pytest.approx(held + states, rel=0.05)
+    assert 0.9 * states < peaks["load"] - held < 2 * states
