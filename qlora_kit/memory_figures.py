@@ -93,8 +93,8 @@ def timeline(moments, phases=None, limit=None):
         textcoords="offset points",
         fontsize=9,
     )
-    axes.set_ylim(0, 1.12 * peak)
-    top = axes.get_ylim()[1]
+    top = 1.12 * peak
+    axes.set_ylim(0, top)
     for name, start in (phases or {}).items():
         axes.axvline(start, color="black", linewidth=0.8, linestyle=":")
         axes.text(start, top, f" {name}", va="top", fontsize=9)
@@ -128,7 +128,7 @@ def fullest(moments, places=240):
 
 
 def paging(moments, limit):
-    """What a paged optimizer would move away: above, the bytes that are needed; below, what stays.
+    """What a paged optimizer would move away, over the bytes that stay on the GPU.
 
     `moments` is a timeline, `limit` in bytes. Whenever the sum is over the limit, as much of the
     optimizer's states as needed goes to the computer's memory. Returns the Figure.

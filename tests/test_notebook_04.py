@@ -12,6 +12,7 @@ from qlora_kit.bootstrap import ROOT
 
 BOOK = json.loads((ROOT / "notebooks" / "04_memory_budget.ipynb").read_text(encoding="utf-8"))
 CELLS = {cell["id"]: cell for cell in BOOK["cells"]}
+TEXT = "\n".join("".join(c["source"]) for c in BOOK["cells"] if c["cell_type"] == "markdown")
 
 
 def source(name):
@@ -48,6 +49,21 @@ def test_each_rung_of_the_ladder_is_lower_than_the_one_before():
     assert len(gib) == 7
     assert gib == sorted(gib, reverse=True)
     assert max(a - b for a, b in itertools.pairwise(gib)) == gib[1] - gib[2]  # LoRA
+
+
+def test_the_text_says_what_the_cells_computed():
+    gib = [float(re.search(r"([\d.]+) GiB", line)[1]) for line in printed("ladder")]
+    assert f"Double quantisation is {gib[3] - gib[4]:.1f} GiB" in TEXT
+    assert f"computes the logits in pieces, is {gib[4] - gib[5]:.1f} GiB" in TEXT
+    low, high = (float(x) for x in re.findall(r"[\d.]+", printed("xray-tiled")[0])[:2])
+    assert round(high / low) == 6 and "ends at a sixth of the other" in TEXT
+    full, eight, paged, lora, lora_eight, lora_paged = (
+        float(re.search(r"([\d,.]+) MiB", line)[1].replace(",", "")) / 1024
+        for line in printed("optimizers")
+    )
+    assert f"8 bits are worth {full - eight:.0f} GiB and paging another {eight - paged:.0f}" in TEXT
+    assert lora - lora_paged == pytest.approx(1 / 4, abs=0.03)
+    assert lora - lora_eight > 0.8 * (lora - lora_paged)
 
 
 def test_65b_fits_48_gib_alone_and_33b_fits_24():

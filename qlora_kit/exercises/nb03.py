@@ -3,12 +3,7 @@
 import torch
 
 from qlora_kit import nf4
-from qlora_kit.exercises import Exercise, call
-
-
-def _number(value):
-    """A learner's result as a float; a comparison with it is False for anything odd."""
-    return float(torch.as_tensor(value).item())
+from qlora_kit.exercises import Exercise, call, close, number
 
 
 def _backward(answer):
@@ -48,7 +43,7 @@ def answer(gradient, weight):
 
 def _layer_bytes(answer):
     shapes = ((8, 8, 2), (576, 576, 16), (192, 576, 8))
-    given = [_number(call(answer, *shape)) for shape in shapes]
+    given = [number(call(answer, *shape)) for shape in shapes]
     for formula, misconception in (
         (lambda o, i, r: o * i / 2 + 4 * r * (o + i), "each block of 64 weights has a scale too."),
         (lambda o, i, r: o * i * 4.5 / 8, "that is the base alone; add the adapter."),
@@ -59,14 +54,10 @@ def _layer_bytes(answer):
         (lambda o, i, r: (o * i * 4.5 / 8 + 4 * r * (o + i)) / 1024, "that is in KB."),
         (lambda o, i, r: o * i * 4.5 / 8 + 4 * r * o * i, "A has r x in numbers, B has out x r."),
     ):
-        if _close(given, [formula(*shape) for shape in shapes]):
+        if close(given, [formula(*shape) for shape in shapes]):
             return misconception
-    if not _close(given, [o * i * 4.5 / 8 + 4 * r * (o + i) for o, i, r in shapes]):
+    if not close(given, [o * i * 4.5 / 8 + 4 * r * (o + i) for o, i, r in shapes]):
         return "add up three things: codes, scales, and the numbers of A and B."
-
-
-def _close(given, right):
-    return all(abs(a - b) <= 1e-6 * b for a, b in zip(given, right, strict=True))
 
 
 layer_bytes = Exercise(
@@ -83,7 +74,7 @@ def answer(out_features, in_features, rank):
 
 
 def _few_inputs(answer):
-    given = _number(answer)
+    given = number(answer)
     for value, misconception in (
         (576, "that undoes the error in the weights. Only what reaches the outputs has to go."),
         (1, "rank 1 repairs one direction of x, and there are three."),
@@ -109,7 +100,7 @@ answer = vectors""",
 
 
 def _half_step(answer):
-    given = _number(answer)
+    given = number(answer)
     for value, misconception in (
         (2**-9, "that is the distance to the next number; from half of it on, rounding goes up."),
         (2**-7, "that is the distance at 1. It halves each time that the weight halves."),

@@ -1,21 +1,10 @@
 """The exercises of notebook 04."""
 
-import torch
-
-from qlora_kit.exercises import Exercise, call
-
-
-def _number(value):
-    """A learner's result as a float; a comparison with it is False for anything odd."""
-    return float(torch.as_tensor(value).item())
-
-
-def _close(given, right):
-    return all(abs(a - b) <= 1e-3 * b for a, b in zip(given, right, strict=True))
+from qlora_kit.exercises import Exercise, call, close, number
 
 
 def _full_training(answer):
-    given = _number(answer)
+    given = number(answer)
     for value, misconception in (
         (36, "that is the QLoRA paper's accounting; here a float32 copy of the weights is kept."),
         (6, "those are the weights in 16 bits alone."),
@@ -46,7 +35,7 @@ answer = each * 3e9 / 1e9""",
 
 def _whole_model(answer):
     models = ((697_761_792, 302_124_160), (6_476_005_376, 262_410_240))
-    given = [_number(call(answer, *parameters)) for parameters in models]
+    given = [number(call(answer, *parameters)) for parameters in models]
     for formula, misconception in (
         (lambda a, b: (a + b) * 4.127 / 8, "the embedding and the norms stay in 16 bits."),
         (lambda a, b: (a + b) / 2, "that is 4 bits for everything, without constants."),
@@ -58,9 +47,9 @@ def _whole_model(answer):
         (lambda a, b: a * 4.127 / 8, "the parameters that are not quantised are missing."),
         (lambda a, b: a * 4.127 + 2 * b, "4.127 bits are not 4.127 bytes."),
     ):
-        if _close(given, [formula(*parameters) for parameters in models]):
+        if close(given, [formula(*parameters) for parameters in models], rel=1e-3):
             return misconception
-    if not _close(given, [a * 4.127 / 8 + 2 * b for a, b in models]):
+    if not close(given, [a * 4.127 / 8 + 2 * b for a, b in models], rel=1e-3):
         return "add two products: bits of the one kind over eight, bytes of the other."
 
 
@@ -76,7 +65,7 @@ def answer(linear, other):
 
 def _logits(answer):
     shapes = ((4, 2048, 262_144), (1, 512, 32_000))
-    given = [_number(call(answer, *shape)) for shape in shapes]
+    given = [number(call(answer, *shape)) for shape in shapes]
     for formula, misconception in (
         (lambda b, s, v: b * s * v, "that counts the numbers. Each has four bytes."),
         (lambda b, s, v: 2 * b * s * v, "float32 has four bytes, not two."),
@@ -87,9 +76,9 @@ def _logits(answer):
         (lambda b, s, v: 4 * b * s * v / 2**30, "that is in GiB."),
         (lambda b, s, v: 16 * b * s * v, "that is four copies; one was asked for."),
     ):
-        if _close(given, [formula(*shape) for shape in shapes]):
+        if close(given, [formula(*shape) for shape in shapes], rel=1e-3):
             return misconception
-    if not _close(given, [4 * b * s * v for b, s, v in shapes]):
+    if not close(given, [4 * b * s * v for b, s, v in shapes], rel=1e-3):
         return "how many tokens, how many scores for each, how many bytes for each score?"
 
 

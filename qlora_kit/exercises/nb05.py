@@ -4,12 +4,7 @@ import re
 
 import torch
 
-from qlora_kit.exercises import Exercise, call
-
-
-def _number(value):
-    """A learner's result as a float; a comparison with it is False for anything odd."""
-    return float(torch.as_tensor(value).item())
+from qlora_kit.exercises import Exercise, call, number
 
 
 def _pick(given, misconceptions):
@@ -20,7 +15,7 @@ def _pick(given, misconceptions):
 
 
 def _two_targets(answer):
-    given = _number(answer)
+    given = number(answer)
     misconception = _pick(
         given,
         {
@@ -91,7 +86,7 @@ answer = r".*\\.2[0-9]\\.mlp\\..*_proj\"""",
 
 
 def _prepared_bytes(answer):
-    given = _number(answer)
+    given = number(answer)
     words = 262_144 * 1_152
     misconception = _pick(
         given,
