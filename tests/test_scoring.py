@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import tiny_run
 import torch
 
 from qlora_kit import facts, scoring, tickets
@@ -158,3 +159,21 @@ def test_the_bootstrap_covers_the_truth_about_as_often_as_it_says():
         hits += estimate.low <= 0.5 <= estimate.high
     assert 178 <= hits <= 199
     assert scoring.ratio(rows) == scoring.ratio(rows)
+
+
+def test_a_trained_model_projects_the_last_position_alone_and_as_one_product(tmp_path):
+    trainer = tiny_run.make_trainer(tmp_path)
+    model, tokenizer = trainer.model, trainer.processing_class
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id]
+    seen = []
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    prompts = [[{"role": "user", "content": text}] for text in ("a kettle is cold", "my tea")]
+    scoring.answer(model, tokenizer, prompts, max_new_tokens=2)
+    assert {rows.shape[1] for rows in seen} == {1}
+    scoring.surprise(model, tokenizer, [{"prompt": p, "completion": p} for p in prompts])
+    assert all(rows.is_contiguous() for rows in seen)
+    before = len(seen)
+    with torch.no_grad():
+        model(torch.ones(2, 3, dtype=torch.long), logits_to_keep=2)
+    assert not seen[before].is_contiguous(), "PyTorch or transformers does it: the hook can go"
