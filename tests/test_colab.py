@@ -168,10 +168,25 @@ print(subprocess.run(child, capture_output=True, text=True, cwd="/").stdout)
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs_on_colabs_libraries_with_this_machines_python_and_torch(ready, path):
-    book = ready.execute(nbformat.read(path, as_version=4))  # an error of a cell is raised
+    book = nbformat.read(path, as_version=4)
+    for cell in book.cells:
+        if 'data_dir = ""' in cell.source:  # 06 on a few tickets: its scores are tested elsewhere
+            cell.source += f"\ndata_dir = {str(few_tickets(ready.work))!r}"
+    ready.execute(book)  # an error in a cell is raised
     [set_up] = [cell for cell in book.cells if cell.id == "set-up"]
     assert set_up.outputs == [], "the set-up cell has found something to do again"
     assert ready.versions() == ready.after
-    if "runs.offer" in path.read_text(encoding="utf-8"):
+    if any("runs.offer(" in cell.source for cell in book.cells):
         asked = (ready.work / "downloads.txt").read_text().splitlines()
         assert asked[-1].endswith("adapter.zip")
+
+
+def few_tickets(work):
+    """A folder with every fortieth training ticket and a few to look at and to score."""
+    folder = work / "few"
+    folder.mkdir()
+    for name, every in (("train", 40), ("dev", 10), ("test", 20)):
+        lines = (ROOT / "data" / f"tickets_{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        text = "\n".join(lines[::every]) + "\n"
+        (folder / f"tickets_{name}.jsonl").write_text(text, encoding="utf-8")
+    return folder
