@@ -347,8 +347,8 @@ def link(arguments):
     if not re.fullmatch(r"[A-Za-z0-9-]+/[A-Za-z0-9._-]+", arguments.repository):
         raise KitError(f"{arguments.repository!r} is not of the form OWNER/REPO.")
     old = linked_repository()
-    # github.com/O/R and colab.research.google.com/github/O/R
-    address = re.compile(r"(github\.com/|/github/)" + re.escape(old) + r"(?![A-Za-z0-9_-])")
+    # github.com/O/R, colab.research.google.com/github/O/R and mybinder.org/v2/gh/O/R
+    address = re.compile(r"(github\.com/|/github/|/gh/)" + re.escape(old) + r"(?![A-Za-z0-9_-])")
     # pyproject.toml comes last: it knows the old address, should this be interrupted.
     for path in [*sorted(NOTEBOOKS.glob("*.ipynb")), ROOT / "README.md", ROOT / "pyproject.toml"]:
         text = path.read_text(encoding="utf-8")

@@ -2,4 +2,8 @@
 
 
 class KitError(Exception):
-    """Something that the user can put right; shown on the command line without a traceback."""
+    """Something that the user can put right; shown without a traceback."""
+
+    def _render_traceback_(self):
+        """What IPython shows in a notebook in the place of a traceback."""
+        return [f"KitError: {self}"]

@@ -258,6 +258,7 @@ def from_hub(repositories, notice=""):
             return folder
     if notice:
         print(notice)
+    take_colabs_token()
     reasons = []
     for repository in repositories:
         try:
@@ -280,6 +281,19 @@ def from_hub(repositories, notice=""):
             return Path(folder)
         print(reasons[-1])
     raise KitError(" ".join(reasons))
+
+
+def take_colabs_token():
+    """Put HF_TOKEN from Colab's secrets into the environment, for child processes as well.
+
+    The secrets answer only in Colab's own page. Without one, or where the learner says no, the
+    mirrors without a gate are asked.
+    """
+    if "google.colab" in sys.modules and not os.environ.get("HF_TOKEN"):
+        with contextlib.suppress(Exception):  # no secret, not allowed, no page: each has its own
+            from google.colab import userdata
+
+            os.environ["HF_TOKEN"] = userdata.get("HF_TOKEN")
 
 
 def gate(repository, status):

@@ -257,17 +257,24 @@ def pick_dtypes():
 
 
 def seconds_of_a_product(dtype):
-    """The best of three timings of one small matrix product on the CPU, in seconds."""
+    """The best of five timings of one small matrix product on one CPU core, in seconds.
+
+    One core: with two, each product ends with a wait for the other, which on a busy machine takes
+    longer than the product, and the choice between two dtypes becomes a throw of dice.
+    """
     import torch
 
     left = torch.ones(256, 576, dtype=dtype)
     right = torch.ones(576, 576, dtype=dtype)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     left @ right
     times = []
-    for _ in range(3):
+    for _ in range(5):
         start = time.perf_counter()
         left @ right
         times.append(time.perf_counter() - start)
+    torch.set_num_threads(threads)
     return min(times)
 
 

@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import sys
 import time
 from dataclasses import asdict
 from datetime import datetime
@@ -21,15 +22,22 @@ from qlora_kit.bootstrap import ROOT
 from qlora_kit.errors import KitError
 
 RUNS = ROOT / "runs"
+DRIVE = Path("/content/drive/MyDrive")  # where Colab mounts Google Drive
 
 held = []  # the locks of this process; the system lets go of them when it ends, however it ends
+
+
+def home():
+    """Where runs lie: in a mounted Google Drive, since Colab's own disk is lost with the session,
+    else in runs/."""
+    return DRIVE / "qlora-kit-runs" if DRIVE.is_dir() else RUNS
 
 
 def new_run(profile):
     """A new folder for the run's files, runs/<time>-<profile>, held by this process."""
     stem = f"{datetime.now():%Y-%m-%d-%H%M%S}-{profile.name}"
     for number in range(1, 1000):
-        folder = RUNS / (stem if number == 1 else f"{stem}-{number}")
+        folder = home() / (stem if number == 1 else f"{stem}-{number}")
         try:
             folder.mkdir(parents=True)
         except FileExistsError:  # two runs began in the same second
@@ -83,12 +91,15 @@ def unfinished(now):
 
     It is held by this process from then on. A line says why a run of this profile is left alone.
     """
-    for file in sorted(RUNS.glob("*/settings.json"), reverse=True):  # the names begin with the time
-        folder = file.parent
+    mine = [Path(lock.lock_file).parent for lock in held]
+    folders = [file.parent for file in home().glob("*/settings.json")]
+    for folder in sorted(folders, reverse=True):  # the names begin with the time
+        if folder in mine:
+            continue
         if (folder / "report.json").exists():
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # killed before it did so
             continue
-        before = read_json(file)
+        before = read_json(folder / "settings.json")
         if before.keys() != now.keys() or before["profile"] != now["profile"]:
             continue  # another model, or a run that somebody made in Jupyter
         different = changed(before, now)
@@ -103,6 +114,25 @@ def unfinished(now):
         else:
             return folder
     return None
+
+
+def resume_or_new(profile, now, *given):
+    """The folder of a run for a notebook: of the newest unfinished one with equal settings that
+    nobody holds, else a new one.
+
+    `now` are the settings. `given` are the configurations that the trainer is given: a learner
+    may have edited them in their cells, so a run goes on with equal ones only.
+    """
+    texts = [json.dumps(one.to_dict(), sort_keys=True, default=text_of) for one in given]
+    now = now | {"given": hashlib.sha256("\n".join(texts).encode()).hexdigest()}
+    folder = unfinished(now) or new_run(profile)
+    begin(folder, now)
+    return folder
+
+
+def text_of(value):
+    """A set in its order, as text; anything else that JSON does not know, as it prints itself."""
+    return str(sorted(value) if isinstance(value, set) else value)
 
 
 def changed(before, now):
@@ -205,6 +235,24 @@ def finish(folder, report):
     """Write report.json, whole or not at all, and remove the checkpoints with their pickles."""
     write_json(folder / "report.json", report)
     shutil.rmtree(folder / "checkpoints")
+
+
+def offer(adapter):
+    """Zip an adapter's folder and offer the zip: Colab's page downloads it, Jupyter shows a link.
+
+    The zip lies beside the folder. The link is relative to the notebook, if that is where it runs.
+    """
+    from IPython.display import HTML, display
+
+    archive = Path(shutil.make_archive(str(adapter), "zip", adapter))
+    print(f"{archive.name}, {archive.stat().st_size / 1e6:.1f} MB, is in {adapter.parent.name}.")
+    if "google.colab" in sys.modules:
+        from google.colab import files
+
+        files.download(str(archive))
+    else:
+        link = Path(os.path.relpath(archive)).as_posix()
+        display(HTML(f'<a href="{link}" download>Download {archive.name}</a>'))
 
 
 def read_json(path):

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
@@ -247,9 +246,9 @@ def test_the_three_trainings_are_what_they_say(tiny, tmp_path):
 def test_the_kits_arguments_are_those_of_notebook_06(tiny):
     book = json.loads((ROOT / "notebooks" / "06_train_gemma.ipynb").read_text(encoding="utf-8"))
     cell = next(cell for cell in book["cells"] if cell["id"] == "config")
-    names = {"recipe": tiny.recipe, "dtypes": models.pick_dtypes(), "seed": 0, "run_dir": "."}
+    names = {"recipe": tiny.recipe, "dtypes": models.pick_dtypes(), "seed": 0}
     notebook = {}
-    names |= {"SFTConfig": notebook.update, "Path": Path, "finetune": bench_train.finetune}
+    names |= {"SFTConfig": notebook.update, "finetune": bench_train.finetune}
     exec("".join(cell["source"]), names)
     kit = bench_train.kit_arguments(tiny.recipe)
     shared = set(kit) - {"gradient_accumulation_steps"}  # two rows are a step here

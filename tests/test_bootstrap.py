@@ -3,14 +3,17 @@
 import ast
 import json
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
+import types
 import venv
 
 import pytest
 
-from qlora_kit import bootstrap
+import qlora_kit
+from qlora_kit import bootstrap, commands
 from qlora_kit.bootstrap import ROOT
 from qlora_kit.errors import KitError
 
@@ -176,16 +179,191 @@ def test_a_version_out_of_range_is_missing(monkeypatch):
     assert [line.partition(">")[0] for line in bootstrap.missing(["test"])] == ["trl"]
 
 
-def test_colab_gets_what_it_lacks_in_one_pip_command(clone, monkeypatch):
-    calls = []
-    monkeypatch.setenv("PYTHONPATH", "")
-    monkeypatch.setattr(bootstrap, "missing", lambda extras: ["trl>=1.16,<2", "gguf>=0.19"])
-    monkeypatch.setattr(bootstrap.subprocess, "run", lambda command, **_: calls.append(command))
+@pytest.fixture
+def colab(monkeypatch):
+    """A machine with these packages, by name and version, where pip's calls are noted instead.
+
+    `colab.wanted` is what pip is asked for; it then has what `colab.brings` says.
+    """
+    machine = types.SimpleNamespace(packages={}, wanted=["trl>=1.16,<2"], brings={}, calls=[])
+
+    def version(name):
+        try:
+            return machine.packages[name]
+        except KeyError:
+            raise bootstrap.importlib.metadata.PackageNotFoundError(name) from None
+
+    def distributions():
+        return [
+            types.SimpleNamespace(metadata={"Name": name}, version=version)
+            for name, version in machine.packages.items()
+        ]
+
+    def run(command, **_):
+        machine.calls.append(command)
+        if "uninstall" in command:
+            del machine.packages[command[-1]]
+        else:
+            constraints = command[command.index("-c") + 1]
+            machine.constraints = pathlib.Path(constraints).read_text().split()
+            machine.packages |= machine.brings
+            machine.wanted = []
+        return types.SimpleNamespace(returncode=0)
+
+    metadata = bootstrap.importlib.metadata
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(metadata, "distributions", distributions)
+    monkeypatch.setattr(
+        metadata, "packages_distributions", lambda: {name: [name] for name in machine.packages}
+    )
+    monkeypatch.setattr(bootstrap, "missing", lambda extras: machine.wanted)
+    monkeypatch.setattr(bootstrap, "replaced", set())
+    monkeypatch.setattr(bootstrap.subprocess, "run", run)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("PYTHONPATH", "/env/python")
+    return machine
+
+
+def test_colab_gets_what_it_lacks_in_one_pip_command_and_once(colab):
+    colab.packages = {"torch": "2.11.0+cu128", "numpy": "2.1.3", "pyarrow": "18.1.0"}
+    colab.wanted = ["trl>=1.16,<2", "gguf>=0.19"]
     bootstrap.install_on_colab()
-    [command] = calls
+    [command] = colab.calls
     assert command[-2:] == ["trl>=1.16,<2", "gguf>=0.19"]
-    constraints = (clone / "constraints-colab.txt").read_text()
-    assert f"torch=={bootstrap.importlib.metadata.version('torch')}\n" in constraints
+    assert colab.constraints == ["torch==2.11.0+cu128", "numpy==2.1.3"], "what must not move"
+    bootstrap.install_on_colab()
+    assert colab.calls == [command]
+
+
+def test_an_old_torchao_goes_and_a_new_one_stays(colab):
+    colab.wanted = []
+    colab.packages = {"torchao": "0.10.0"}
+    bootstrap.install_on_colab()
+    assert [command[3:] for command in colab.calls] == [
+        ["--disable-pip-version-check", "uninstall", "--yes", "torchao"]
+    ]
+    colab.packages = {"torchao": "0.16.0"}
+    bootstrap.install_on_colab()
+    assert len(colab.calls) == 1
+
+
+def test_a_loaded_module_that_was_replaced_calls_for_a_restart(colab, monkeypatch):
+    colab.packages = {"a_table": "18.1.0", "a_hub": "1.27.0", "a_plot": "3.10"}
+    colab.brings = {"a_table": "26.0.0", "a_hub": "1.33.0"}
+    monkeypatch.setitem(sys.modules, "a_table", types.ModuleType("a_table"))
+    monkeypatch.setitem(sys.modules, "a_plot", types.ModuleType("a_plot"))
+    for _ in range(2):  # running the cell again does not help
+        with pytest.raises(KitError, match=r"loaded a_table in another version: .* Restart"):
+            bootstrap.install_on_colab()
+    assert len(colab.calls) == 1
+    monkeypatch.setattr(bootstrap, "replaced", set())  # a new process
+    bootstrap.install_on_colab()
+
+
+def test_a_pip_that_fails_on_colab_is_one_sentence(colab, monkeypatch):
+    said = "WARNING: slow\nERROR: No matching distribution found for trl\n"
+    failed = types.SimpleNamespace(returncode=1, stderr=said)
+    monkeypatch.setattr(bootstrap.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(KitError, match=r"^pip install failed \(No matching .* for trl\)\. Look"):
+        bootstrap.install_on_colab()
+
+
+def test_the_kit_is_importable_from_everywhere_and_listed_once(colab, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT.parent)
+    sys.path[:0] = [ROOT.name, "", str(ROOT)]  # as the set-up cell has it
+    colab.wanted = []
+    for _ in range(2):
+        bootstrap.install_on_colab()
+    assert [entry for entry in sys.path if entry and os.path.realpath(entry) == str(ROOT)] == [
+        str(ROOT)
+    ]
+    assert "" in sys.path, "the working folder is not the kit's to remove"
+    assert os.environ["PYTHONPATH"] == os.pathsep.join([str(ROOT), "/env/python"])
+    child = [sys.executable, "-c", "import qlora_kit"]
+    assert subprocess.call(child, cwd=tmp_path) == 0
+
+
+def test_an_error_of_the_kit_is_one_line_in_a_notebook():
+    assert KitError("Do this.")._render_traceback_() == ["KitError: Do this."]
+
+
+@pytest.fixture
+def hosting(tmp_path, monkeypatch):
+    """A bare clone of a small kit that git takes for the hosting site; the set-up cell, to run."""
+    work, bare = tmp_path / "work", tmp_path / "bare.git"
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"]
+    (work / "qlora_kit").mkdir(parents=True)
+    (work / "qlora_kit" / "__init__.py").write_text("")
+    (work / "qlora_kit" / "bootstrap.py").write_text(
+        "import pathlib\n"
+        "def install_on_colab():\n"
+        "    print(pathlib.Path('qlora-kit/which').read_text())\n"
+    )
+
+    def commit(which):
+        (work / "which").write_text(which)
+        for command in (["add", "."], ["commit", "-qm", which]):
+            subprocess.run([*git, *command], cwd=work, check=True)
+
+    subprocess.run([*git, "init", "-q", str(work)], check=True)
+    commit("the release")
+    subprocess.run([*git, "clone", "-q", "--bare", str(work), str(bare)], check=True)
+    address = f"https://github.com/{commands.linked_repository()}"
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.{bare.as_uri()}.insteadOf")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", address)
+
+    def tag():
+        subprocess.run([*git, "tag", f"v{qlora_kit.__version__}"], cwd=bare, check=True)
+        commit("the main branch")
+        subprocess.run([*git, "push", "-q", str(bare), "HEAD:main"], cwd=work, check=True)
+
+    return types.SimpleNamespace(bare=bare, tag=tag)
+
+
+def run_set_up_cell(folder):
+    """Run the notebooks' set-up cell in a process of its own in which google.colab is loaded."""
+    book = json.loads((ROOT / "notebooks" / "01_rank_one_by_hand.ipynb").read_text("utf-8"))
+    [cell] = [cell for cell in book["cells"] if cell["id"] == "set-up"]
+    code = f"""
+import sys, types
+from IPython.core.interactiveshell import InteractiveShell
+sys.modules["google.colab"] = types.ModuleType("google.colab")
+shell = InteractiveShell.instance()
+shell.run_cell({"".join(cell["source"])!r}).raise_error()
+"""
+    folder.mkdir(exist_ok=True)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"IPYTHONDIR": str(folder / ".ipython"), "NO_COLOR": "1"}
+    python = [sys.executable, "-c", code]
+    return subprocess.run(python, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_the_set_up_cell_takes_the_release_else_the_main_branch(hosting, tmp_path):
+    cell = run_set_up_cell(tmp_path / "early")
+    assert cell.stdout.strip() == "the release", cell.stdout + cell.stderr
+    hosting.tag()
+    cell = run_set_up_cell(tmp_path / "late")
+    assert cell.stdout.strip() == "the release", cell.stdout + cell.stderr
+    subprocess.run(["git", "tag", "-d", f"v{qlora_kit.__version__}"], cwd=hosting.bare, check=True)
+    assert run_set_up_cell(tmp_path / "untagged").stdout.strip() == "the main branch"
+
+
+def test_the_set_up_cell_uses_a_folder_that_is_there(hosting, tmp_path):
+    uploaded = tmp_path / "uploaded"
+    uploaded.mkdir()
+    subprocess.run(
+        ["git", "clone", "-q", str(hosting.bare), str(uploaded / "qlora-kit")], check=True
+    )
+    (uploaded / "qlora-kit" / "which").write_text("the upload")
+    assert run_set_up_cell(uploaded).stdout.strip() == "the upload"
+
+
+def test_a_clone_that_fails_is_one_sentence(hosting, tmp_path):
+    shutil.rmtree(hosting.bare)
+    cell = run_set_up_cell(tmp_path / "alone")
+    assert cell.returncode
+    assert "git could not fetch the kit: run this cell again." in cell.stderr
 
 
 def test_the_lock_lets_one_process_in_at_a_time(tmp_path):

@@ -114,10 +114,17 @@ def test_link_stamps_every_address_and_can_be_repeated(copy):
         return "\n".join(file.read_text(encoding="utf-8") for file in files)
 
     old = commands.linked_repository()
+    with open(copy / "README.md", "a", encoding="utf-8") as readme:
+        readme.write(f"https://mybinder.org/v2/gh/{old}/main?urlpath=lab\n")
     original = text()
     commands.link(types.SimpleNamespace(repository="ada/kit.one"))
     stamped = text()
-    for place in ("github.com/", "colab.research.google.com/github/"):
+    for place in (
+        "git clone https://github.com/",
+        'address = \\"https://github.com/',  # in the set-up cells, as JSON has it
+        "colab.research.google.com/github/",
+        "mybinder.org/v2/gh/",
+    ):
         assert place + old in original
         assert place + old not in stamped
         assert place + "ada/kit.one" in stamped

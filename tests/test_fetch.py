@@ -258,3 +258,19 @@ def test_a_snapshot_counts_as_fetched_only_when_it_is_whole(cache, tmp_path):
     assert fetch.from_hub(["some/model"]) == snapshot
     (snapshot / "config.json").write_text("")
     assert fetch.remembered("some/model") is None
+
+
+@pytest.mark.parametrize(
+    "environment, secret, token",
+    [
+        ({}, lambda name: f"the secret {name}", "the secret HF_TOKEN"),
+        ({"HF_TOKEN": "mine"}, lambda name: pytest.fail("asked although there is one"), "mine"),
+        ({}, lambda name: 1 / 0, None),
+    ],
+)
+def test_colabs_secret_is_taken_if_it_can_be_had(monkeypatch, environment, secret, token):
+    monkeypatch.setattr(fetch.os, "environ", environment)
+    colab = types.SimpleNamespace(userdata=types.SimpleNamespace(get=secret))
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    fetch.take_colabs_token()
+    assert environment.get("HF_TOKEN") == token

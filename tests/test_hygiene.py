@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+import qlora_kit
 from qlora_kit import bootstrap, commands
 from qlora_kit.bootstrap import ROOT
 
@@ -51,6 +52,7 @@ IGNORED = {
         "answers-before": LEARNT,
         "score-before": LEARNT,
         "recipe": MACHINE,
+        "run": "says which runs were cut off, and why one is not resumed",
         "trainer": "may warn on some machines",
         "parameters": MACHINE,
         "train": "seconds, and a progress bar",
@@ -65,6 +67,7 @@ IGNORED = {
         "price": "seconds",
         "errors": LEARNT,
         "save": "sizes depend on the profile",
+        "download": "the name of one run's folder",
         "report": "seconds, bytes and paths of one run",
     },
 }
@@ -132,7 +135,15 @@ def test_badges_and_links_name_this_file_and_this_repository(path):
 def test_the_set_up_cell_is_the_same_in_all_notebooks():
     first = {source(code_cells(read(path))[0]) for path in NOTEBOOKS}
     assert len(first) == 1
-    assert "google.colab" in first.pop()
+    [cell] = first
+    assert '"google.colab" in sys.modules' in cell
+    assert f"--branch v{qlora_kit.__version__} " in cell
+    assert f"https://github.com/{commands.linked_repository()}" in cell
+
+
+def test_the_version_has_one_value():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == qlora_kit.__version__
 
 
 @notebooks

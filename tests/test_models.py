@@ -69,6 +69,19 @@ def test_a_cpu_takes_the_faster_dtype(monkeypatch, gpu, slow, fast):
     assert models.pick_dtypes().stream == getattr(torch, fast)
 
 
+def test_a_dtype_is_timed_on_one_core_and_the_others_come_back(monkeypatch):
+    seen, before = [], torch.get_num_threads()
+    monkeypatch.setattr(
+        models.time, "perf_counter", lambda: seen.append(torch.get_num_threads()) or 0.0
+    )
+    torch.set_num_threads(2)
+    try:
+        models.seconds_of_a_product(torch.float32)
+        assert set(seen) == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_every_profile_can_be_had_or_falls_back_to_one_that_can():
     for profile in models.PROFILES.values():
         assert profile.embedded or models.PROFILES[profile.fallback].embedded

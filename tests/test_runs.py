@@ -3,15 +3,18 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import types
+import zipfile
 
 import nbformat
 import pytest
 import tiny_run
 import torch
+import transformers
 
 from qlora_kit import commands, fetch, models, runs
 from qlora_kit.errors import KitError
@@ -134,6 +137,109 @@ def test_a_run_of_another_profile_or_from_jupyter_is_left_alone_without_a_word(n
     assert runs.unfinished(now | {"profile": "gemma-3-1b"}) is None
     assert runs.unfinished(now | {"06_train_gemma.ipynb": "its code"}) is None
     assert capfd.readouterr().out == ""
+
+
+@pytest.fixture
+def given():
+    """What the trainer of a notebook is given."""
+    return tiny_run.LoraConfig(r=4, target_modules=["q_proj", "v_proj"]), transformers.LlamaConfig()
+
+
+def from_notebook(now, *given):
+    """A run of a notebook whose kernel is gone."""
+    folder = runs.resume_or_new(SHORT, now, *given)
+    make_checkpoint(folder, 10)
+    let_go()
+    return folder
+
+
+def test_a_notebook_that_was_cut_off_goes_on_when_it_is_run_again(now, given):
+    folder = from_notebook(now, *given)
+    assert runs.resume_or_new(SHORT, now, *given) == folder
+    assert runs.begin(folder, now).name == "checkpoint-10"
+    assert runs.resume_or_new(SHORT, now, *given) != folder, "one kernel has it"
+
+
+def test_another_run_of_the_same_kernel_says_nothing_of_another_process(now, given, capfd):
+    runs.resume_or_new(SHORT, now, *given)
+    runs.resume_or_new(SHORT, now, *given)
+    assert capfd.readouterr().out == ""
+
+
+def test_a_notebook_whose_cells_were_edited_begins_anew_and_says_why(now, given, capfd):
+    folder = from_notebook(now, *given)
+    given[0].lora_alpha *= 2
+    assert runs.resume_or_new(SHORT, now, *given) != folder
+    assert f"{folder.name} is unfinished and not resumed, for it began with another given" in (
+        capfd.readouterr().out
+    )
+    let_go()
+    assert runs.resume_or_new(SHORT, now | {"seed": 1}, *given) != folder
+    assert runs.resume_or_new(SHORT, now, *given[::-1]) != folder
+
+
+def test_train_and_a_notebook_leave_each_others_runs_alone(now, given, capfd):
+    of_train = now | {"06_train_gemma.ipynb": "its code"}
+    theirs, ours = interrupted(of_train), from_notebook(now, *given)
+    assert runs.unfinished(of_train) == theirs
+    assert runs.resume_or_new(SHORT, now, *given) == ours
+    assert capfd.readouterr().out == ""
+
+
+def test_what_the_trainer_is_given_reads_the_same_in_every_process(python):
+    """A set of strings is in another order in every process."""
+    code = """
+import json, peft
+from qlora_kit import runs
+lora = peft.LoraConfig(target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"])
+print(json.dumps(lora.to_dict(), sort_keys=True, default=runs.text_of))
+"""
+    said = {python(code, PYTHONHASHSEED=str(seed), OMP_NUM_THREADS="1").stdout for seed in (1, 2)}
+    assert len(said) == 1 and "q_proj" in said.pop()
+
+
+def test_runs_lie_on_a_mounted_drive(tmp_path, now, monkeypatch):
+    local = interrupted(now)
+    monkeypatch.setattr(runs, "DRIVE", tmp_path / "MyDrive")
+    assert runs.unfinished(now) == local
+    runs.DRIVE.mkdir()
+    folder = interrupted(now)
+    assert folder.parent == tmp_path / "MyDrive" / "qlora-kit-runs"
+    assert runs.unfinished(now) == folder
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    folder = tmp_path / "runs" / "now" / "adapter"
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text("{}")
+    return folder
+
+
+def test_jupyter_gets_a_link_to_the_zipped_adapter(adapter, tmp_path, monkeypatch, capfd):
+    notebooks = tmp_path / "notebooks"
+    notebooks.mkdir()
+    monkeypatch.chdir(notebooks)
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    runs.offer(adapter)
+    [page] = shown
+    link = re.search('href="(.+?)"', page.data)[1]
+    assert not os.path.isabs(link)
+    with zipfile.ZipFile(notebooks / link) as archive:
+        assert archive.namelist() == ["adapter_config.json"]
+    said = capfd.readouterr().out
+    assert said.startswith("adapter.zip, 0.0 MB, is in now")
+    assert str(tmp_path) not in said + page.data + repr(page)
+
+
+def test_colab_is_asked_to_download_the_zipped_adapter(adapter, monkeypatch):
+    asked = []
+    page = types.SimpleNamespace(files=types.SimpleNamespace(download=asked.append))
+    monkeypatch.setitem(sys.modules, "google.colab", page)
+    runs.offer(adapter)
+    assert asked == [str(adapter.parent / "adapter.zip")]
+    assert (adapter.parent / "adapter.zip").exists()
 
 
 def test_settings_know_the_data_the_recipe_the_seed_and_the_number_formats(data, now):
