@@ -165,7 +165,7 @@ def test_the_path_table_of_the_readme_lists_every_notebook():
     for path in NOTEBOOKS:
         assert text.count(f"(notebooks/{path.name})") == 1, path.name
         binder = f"mybinder.org/v2/gh/{repository}/main?urlpath=lab/tree/notebooks/{path.name})"
-        assert text.count(binder) == 1, path.name
+        assert binder in text, path.name
     for name in re.findall(r"\(((?:notebooks|data)/[^)]+)\)", text):
         assert (ROOT / name).exists(), name
 
