@@ -72,6 +72,7 @@ class Meter:
             self.tracker.__exit__(None, None, None)
         for handle in self.handles:
             handle.remove()
+        self.model = self.optimizer = None  # who keeps what was measured need not keep the model
 
     def out_of_decoder(self, module, arguments, hidden):
         # A checkpoint's second forward pass does not come through here: only layers are repeated.

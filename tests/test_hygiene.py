@@ -127,6 +127,8 @@ def test_badges_and_links_name_this_file_and_this_repository(path):
     repository = commands.linked_repository()
     colab = rf"colab\.research\.google\.com/github/{repository}/blob/main/notebooks/([\w.]+)"
     assert re.findall(colab, text) == [path.name]
+    binder = rf"mybinder\.org/v2/gh/{repository}/main\?urlpath=lab/tree/notebooks/([\w.]+)"
+    assert re.findall(binder, text) == [path.name]
     for owner_and_name in re.findall(r"github\.com/([\w.-]+/[\w.-]+)/blob", text):
         assert owner_and_name == repository
     assert not re.search(r"\]\((?!https?://|#)", text), "a relative link does not work in Colab"
@@ -170,8 +172,11 @@ def test_claims_are_shown_by_a_cell_and_guarded(claim):
 
 def test_the_path_table_of_the_readme_lists_every_notebook():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
+    repository = commands.linked_repository()
     for path in NOTEBOOKS:
         assert text.count(f"(notebooks/{path.name})") == 1, path.name
+        binder = f"mybinder.org/v2/gh/{repository}/main?urlpath=lab/tree/notebooks/{path.name})"
+        assert binder in text, path.name
     for name in re.findall(r"\(((?:notebooks|data)/[^)]+)\)", text):
         assert (ROOT / name).exists(), name
 

@@ -1,5 +1,8 @@
 """The meter on a real step, against the X-ray and the formulas."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -129,6 +132,21 @@ def test_the_meter_leaves_no_hook_behind():
     assert not model.inner._forward_pre_hooks
     assert not model.inner.norm._forward_hooks
     assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_who_keeps_the_meter_does_not_keep_the_model():
+    model = torch.nn.Module()
+    model.inner = Decoder()
+    model.get_decoder = lambda: model.inner
+    optimizer = torch.optim.AdamW(model.parameters())
+    with Meter(model, optimizer) as meter:
+        model.inner(torch.ones(4, 8)).sum().backward()
+        optimizer.step()
+    weights, states = weakref.ref(model.inner), weakref.ref(optimizer)
+    model = optimizer = None
+    gc.collect()
+    assert weights() is None and states() is None
+    assert meter.peak > 0
 
 
 class Decoder(torch.nn.Module):

@@ -95,7 +95,7 @@ def test_the_cells_set_the_measured_steps_up_as_the_tests_do():
 
 def test_states_appear_in_the_first_step_and_stay():
     before, one, two = map(int, re.findall(r"(\d+) MiB", printed("watch")[0]))
-    # Two float32 for each parameter of the embedding and two layers, to a MiB.
-    parameters = 49152 * 576 + 2 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536 + 2 * 576) + 576
+    # Two float32 for each parameter of the smaller embedding and two layers, to a MiB.
+    parameters = 16384 * 576 + 2 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536 + 2 * 576) + 576
     assert before == 0
     assert one == two == pytest.approx(8 * parameters / 2**20, abs=1)
