@@ -227,12 +227,9 @@ def test_the_lines_are_those_of_the_articles():
 
 
 @pytest.mark.full
-def test_a_full_size_gemma_3_1b_in_4_bits_has_the_line_of_the_notebook(tmp_path, capsys):
+def test_a_full_size_gemma_3_1b_in_4_bits_has_the_line_of_the_notebook(gemma_1b, capsys):
     """Random weights in the real shape, saved and loaded as anybody would: 4 GB of memory."""
-    config = AutoConfig.for_model(**architectures.find("gemma-3-1b-pt").config)
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path)
-    model = load(tmp_path)
+    model = load(gemma_1b)
     assert sum(type(m).__name__ == "Linear4bit" for m in model.modules()) == 26 * 7
     lora = LoraConfig(
         r=16,
