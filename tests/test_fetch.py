@@ -207,8 +207,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
     asked: ClassVar = []  # (repository, token), request by request
 
     def do_GET(self):
-        repository = "/".join(self.path.split("/")[3:5])
-        self.asked.append((repository, self.headers.get("Authorization")))
+        if self.path.startswith("/api/models/"):  # else it is another library's question
+            repository = "/".join(self.path.split("/")[3:5])
+            self.asked.append((repository, self.headers.get("Authorization")))
         self.send_response(self.status)
         self.send_header("X-Error-Code", "GatedRepo")
         self.send_header("X-Error-Message", "gated")

@@ -132,6 +132,7 @@ def overflowing_gemma(smollm2, tmp_path):
             num_attention_heads=2,
             num_key_value_heads=1,
             head_dim=32,
+            initializer_range=0.2,
         )
     )
     for layer in model.model.layers:  # these norms write to the stream, 1 + weight times as much
@@ -205,14 +206,14 @@ def test_the_recipe_of_a_t4_trains_where_a_float16_stream_overflows(
     trainer.train()
     losses = log_of(trainer, "loss")
     assert len(losses) == 8 and all(loss == loss for loss in losses)
-    assert losses[-1] < losses[0] - 1
+    assert losses[-1] < losses[0] - 1, losses
     assert trainer.accelerator.mixed_precision == "no"
 
 
 def test_small_gradients_survive_float16_products_with_the_scale_and_not_without(
     t4, overflowing_gemma, smollm2, examples, tmp_path
 ):
-    """The gradient of one batch among so many that a step has 100,000 learnt tokens."""
+    """The gradient of one batch among so many that a step has a million learnt tokens."""
     _, tokenizer = smollm2
 
     def gradient(compute, scale):
@@ -222,14 +223,14 @@ def test_small_gradients_survive_float16_products_with_the_scale_and_not_without
         finetune.adapters_to_float32(trainer.model)
         finetune.scale_loss(trainer, scale)
         batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
-        trainer.compute_loss(trainer.model, batch, num_items_in_batch=100_000).backward()
+        trainer.compute_loss(trainer.model, batch, num_items_in_batch=1_000_000).backward()
         return torch.cat([p.grad.flatten() for p in trained(trainer.model).values()])
 
     exact = gradient(torch.float32, 1)
     plain, scaled = gradient(t4.compute, 1), gradient(t4.compute, t4.loss_scale)
     assert torch.cosine_similarity(plain, exact, dim=0) < 0.9
     assert torch.cosine_similarity(scaled, exact, dim=0) > 0.999
-    assert scaled.norm() == pytest.approx(exact.norm(), rel=0.01)
+    assert scaled.norm().item() == pytest.approx(exact.norm().item(), rel=0.01)
 
 
 def test_scoring_learnt_positions_only_changes_neither_loss_nor_gradients(
