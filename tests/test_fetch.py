@@ -9,6 +9,7 @@ import threading
 import types
 import zipfile
 from typing import ClassVar
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -261,7 +262,7 @@ def test_a_mirror_takes_the_place_of_the_gated_original(cache, tmp_path, monkeyp
 
     def download(repository, **_):
         if repository.startswith("google/"):
-            raise GatedRepoError("gated", response=types.SimpleNamespace(status_code=403))
+            raise GatedRepoError("gated", response=MagicMock(status_code=403))
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)

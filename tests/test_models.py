@@ -81,6 +81,7 @@ def test_notebook_06_trains_gemma_3_1b_on_a_t4_without_autocast(gpu, tmp_path):
     gpu(15, (7, 5))
     profile, dtypes = models.pick_profile(), models.pick_dtypes()
     assert profile.name == "gemma-3-1b"
+    gpu(0)  # the libraries would go on and look for the rest of it
     given = {"profile": profile, "recipe": profile.recipe, "dtypes": dtypes, "seed": 0}
     config = notebook_06("imports", "config", run_dir=str(tmp_path), **given)["config"]
     assert not config.bf16 and not config.fp16 and not config.use_cpu
