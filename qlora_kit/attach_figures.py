@@ -108,12 +108,13 @@ def gradients(shares, exponents, smallest, largest):
         axes.step(
             exponents, [100 * s for s in share], style, color=colour, where="post", label=name
         )
-    low, high = axes.get_xlim()
-    axes.axvspan(min(low, exponents[0]), math.log2(smallest), color=GREY, alpha=0.3)
-    axes.axvspan(math.log2(largest), max(high, math.log2(largest) + 2), color=GREY, alpha=0.3)
-    axes.text(math.log2(smallest) - 0.5, axes.get_ylim()[1], "becomes 0", ha="right", va="top")
-    axes.text(math.log2(largest) - 0.5, axes.get_ylim()[1], "infinity", ha="right", va="top")
-    axes.margins(x=0)
+    low, high = exponents[0], exponents[-1] + 1
+    zero, infinity, top = math.log2(smallest), math.log2(largest), axes.get_ylim()[1]
+    axes.axvspan(low, zero, color=GREY, alpha=0.3, linewidth=0)
+    axes.axvspan(infinity, high, color=GREY, alpha=0.3, linewidth=0)
+    axes.text(zero - 0.5, top, "zero", ha="right", va="top")
+    axes.text(infinity + 0.2, top, "infinity", va="top")
+    axes.set(xlim=(low, high))
     axes.xaxis.set_major_formatter(lambda x, _: f"$2^{{{x:.0f}}}$")
     axes.set(xlabel="size of a gradient's number", ylabel="per cent of the numbers")
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)

@@ -74,5 +74,6 @@ def test_gradients_are_drawn_as_shares_between_the_ends_of_float16():
     assert drawn == {"plain": [75, 25, 0], "scaled": [0, 50, 50]}
     assert axes.lines[0].get_linestyle() != axes.lines[1].get_linestyle()
     zero, infinity = axes.patches
-    assert zero.get_x() + zero.get_width() == -25
+    assert (zero.get_x(), zero.get_x() + zero.get_width()) == (-30, -25)
+    assert [text.get_text() for text in axes.texts] == ["zero", "infinity"]
     assert infinity.get_x() == pytest.approx(16, abs=0.01)
