@@ -191,6 +191,8 @@ def make_trainer(letter, profile, model, tokenizer, rows, folder):
         ),
     )
     finetune.adapters_to_float32(trainer.model)
+    if letter != "a":
+        finetune.scale_loss(trainer, models.pick_dtypes().loss_scale)
     return trainer
 
 

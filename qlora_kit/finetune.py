@@ -31,6 +31,34 @@ def adapters_to_float32(model):
             parameter.data = parameter.data.to(torch.float32)
 
 
+def scale_loss(trainer, scale):
+    """Multiply what the backward pass carries by `scale`; call it after `adapters_to_float32`.
+
+    A trainer divides the loss by all learnt tokens of a step, and where products are float16
+    (`Dtypes.loss_scale`), the small gradients of a long batch become zero. Here the gradient is
+    multiplied where it leaves the loss, and divided where it arrives at a trained parameter, which
+    is float32. A power of two loses no digit there. So the loss in the log, the norm that is
+    clipped, accumulated batches and Adam's epsilon are those of an unscaled run. (That Adam ignores
+    a constant is true of large gradients only: epsilon does not grow with them.)
+    """
+    import torch
+
+    if scale == 1:
+        return
+    compute_loss = trainer.compute_loss
+
+    def scaled(*args, **kwargs):
+        loss = compute_loss(*args, **kwargs)  # with outputs beside it where nothing is trained
+        if isinstance(loss, torch.Tensor) and loss.requires_grad:
+            loss.register_hook(lambda gradient: gradient * scale)
+        return loss
+
+    trainer.compute_loss = scaled
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.register_hook(lambda gradient: gradient / scale)
+
+
 def score_learnt_positions_only():
     """Let TRL project only the learnt tokens through the output layer on a CPU, as on a GPU.
 

@@ -15,6 +15,7 @@ Nothing here is fitted: each term is a list of tensors, found with the X-ray and
 is computed. The names of the sizes are those of `architectures`.
 """
 
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,7 @@ OPTIMIZERS = (
     "paged_adamw_32bit",
     "sgd",
 )
+CGROUP = Path("/sys/fs/cgroup")  # where Linux tells a container its limits
 # TRL's tiled loss (trl 1.16, kernels/chunked_logprob.py) projects this many tokens at a time to
 # this many words.
 TILE_TOKENS, TILE_WORDS = 4096, 32768
@@ -55,6 +57,29 @@ def peak_bytes():
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def free_bytes():
+    """How many bytes of memory this process may still take: what the machine has left, or less.
+
+    Less in a container whose limit is nearer: that of its control group (cgroup v2), or the one
+    that Binder and other JupyterHubs note in MEM_LIMIT.
+    """
+    import psutil
+
+    left = [psutil.virtual_memory().available]
+    try:
+        limit = (CGROUP / "memory.max").read_text().strip()
+        used = int((CGROUP / "memory.current").read_text())
+        files = int(re.search(r"inactive_file (\d+)", (CGROUP / "memory.stat").read_text())[1])
+    except (OSError, TypeError, ValueError):
+        pass  # no control group, or another kind
+    else:
+        if limit != "max":
+            left.append(int(limit) - used + files)  # a file's copy in memory makes room when asked
+    if os.environ.get("MEM_LIMIT", "").isdigit():
+        left.append(int(os.environ["MEM_LIMIT"]) - psutil.Process().memory_info().rss)
+    return max(0, min(left))
 
 
 @dataclass(frozen=True)

@@ -202,6 +202,14 @@ def pick_profile():
     return PROFILES["smollm2-135m"]
 
 
+def cached(profile):
+    """The local folder of a profile's weights; None where they would have to be fetched first."""
+    for folder in filter(None, map(fetch.remembered, profile.hub)):
+        return folder
+    folder = fetch.cache_dir() / profile.name.removesuffix("-short")
+    return folder if folder.exists() and not fetch.damaged(folder) else None
+
+
 def get_weights(profile):
     """Fetch what is not cached yet. Returns the profile that is really used, and a local folder.
 
@@ -235,6 +243,17 @@ class Dtypes:
     device: str
     stream: object
     compute: object
+
+    @property
+    def loss_scale(self):
+        """What gradients are multiplied by on their way through the model (`scale_loss`).
+
+        float16 has nothing between zero and 6e-8, and gradients go below that. A factor of 1,024
+        lifts them, and is a power of two, so that it costs no digit. Other formats need none.
+        """
+        import torch
+
+        return 1024 if self.compute == torch.float16 else 1
 
 
 def pick_dtypes():

@@ -19,6 +19,26 @@ def smollm2():
 
 
 @pytest.fixture(scope="session")
+def gemma_1b(tmp_path_factory):
+    """A folder with Gemma 3 1B in full size, in bfloat16, with random weights: 2 GB.
+
+    The tokenizer is that of the 270M, which has the same tokens.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from qlora_kit import architectures
+
+    folder = tmp_path_factory.mktemp("gemma-3-1b")
+    _, small = models.get_weights(models.PROFILES["gemma-3-270m"])
+    AutoTokenizer.from_pretrained(small).save_pretrained(folder)
+    config = AutoConfig.for_model(**architectures.find("gemma-3-1b-pt").config)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def write_notebook():
     """Writes a notebook of the given cells, the first of which holds its parameters."""
 

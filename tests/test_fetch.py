@@ -8,10 +8,12 @@ import sys
 import threading
 import types
 import zipfile
+from typing import ClassVar
+from unittest.mock import MagicMock
 
 import pytest
 
-from qlora_kit import fetch
+from qlora_kit import fetch, models
 from qlora_kit.errors import KitError
 
 PARTS = (b"GGUF first half, ", b"second half")
@@ -203,8 +205,12 @@ class Hub(http.server.BaseHTTPRequestHandler):
     """Answers every request of huggingface_hub with `status`, as the hub does for a gate."""
 
     status = 401
+    asked: ClassVar = []  # (repository, token), request by request
 
     def do_GET(self):
+        if self.path.startswith("/api/models/"):  # else it is another library's question
+            repository = "/".join(self.path.split("/")[3:5])
+            self.asked.append((repository, self.headers.get("Authorization")))
         self.send_response(self.status)
         self.send_header("X-Error-Code", "GatedRepo")
         self.send_header("X-Error-Message", "gated")
@@ -232,6 +238,41 @@ def test_a_gated_model_says_which_gate(cache, python, monkeypatch, status, says)
         server.shutdown()
     assert says in run.stderr
     assert "https://huggingface.co/google/gemma-3-1b-pt" in run.stderr
+
+
+def test_the_gated_original_is_tried_with_the_token_and_then_its_mirror(cache, python, monkeypatch):
+    monkeypatch.setattr(Hub, "asked", [])
+    with http.server.HTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        python(
+            "from qlora_kit import fetch, models; fetch.from_hub(models.GEMMA_1B.hub)",
+            HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}",
+            HF_HOME=str(cache),
+            HF_TOKEN="a-token-of-this-test",
+        )
+        server.shutdown()
+    order = list(dict.fromkeys(Hub.asked))
+    token = "Bearer a-token-of-this-test"
+    assert order == [("google/gemma-3-1b-pt", token), ("unsloth/gemma-3-1b-pt", token)]
+
+
+def test_a_mirror_takes_the_place_of_the_gated_original(cache, tmp_path, monkeypatch, capsys):
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError
+
+    def download(repository, **_):
+        if repository.startswith("google/"):
+            raise GatedRepoError("gated", response=MagicMock(status_code=403))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    profile, folder = models.get_weights(models.PROFILES["gemma-3-1b"])
+    assert (profile.name, folder) == ("gemma-3-1b", tmp_path)
+    notice, gate = capsys.readouterr().out.splitlines()
+    assert "Gemma Terms of Use" in notice
+    assert gate.startswith("google/gemma-3-1b-pt is gated and its licence is not accepted yet")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)  # never asked again
+    assert models.get_weights(profile) == (profile, tmp_path)
 
 
 def test_a_hub_out_of_reach_falls_back_with_a_line(cache, python):

@@ -4,7 +4,14 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 from trl import SFTConfig, SFTTrainer
 
 from qlora_kit import finetune, models, tickets
@@ -34,8 +41,6 @@ def make_trainer(smollm2, examples, tmp_path):
         model = LlamaForCausalLM(shape)
         if quantised:
             model.save_pretrained(tmp_path / "base")
-            from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
             nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
             model = AutoModelForCausalLM.from_pretrained(
                 tmp_path / "base", dtype=torch.float32, quantization_config=nf4
@@ -76,6 +81,156 @@ def test_adapters_to_float32_undoes_a_cast_that_the_library_makes(make_trainer):
     assert {p.dtype for p in trained(model).values()} == {torch.float32}
     packed = [p for p in model.parameters() if not p.is_floating_point()]
     assert packed, "the base must stay packed"
+
+
+def log_of(trainer, key):
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_scaled_loss_trains_the_same_adapter_and_logs_the_same(make_trainer, accumulation):
+    """Equal to the last bit, clipping and accumulation and all: 1,024 is a power of two."""
+    seen = []
+    for scale in (1, 1024):
+        trainer = make_trainer(
+            quantised=True,
+            max_steps=4,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=accumulation,
+            learning_rate=1e-2,
+            max_grad_norm=0.05,
+            logging_steps=1,
+        )
+        finetune.adapters_to_float32(trainer.model)
+        finetune.scale_loss(trainer, scale)
+        trainer.train()
+        norms = log_of(trainer, "grad_norm")
+        assert max(norms) > 0.05, "nothing was clipped"
+        # What a checkpoint would hold: the adapter and Adam's moments.
+        states = [value for state in trainer.optimizer.state.values() for value in state.values()]
+        seen.append((log_of(trainer, "loss"), norms, [*trained(trainer.model).values(), *states]))
+        evaluated = trainer.evaluate(trainer.train_dataset)["eval_loss"]
+        assert evaluated < seen[0][0][0], "the loss of an evaluation is not scaled either"
+    (losses, norms, tensors), (scaled_losses, scaled_norms, scaled_tensors) = seen
+    assert scaled_losses == losses and len(losses) == 4
+    assert scaled_norms == norms
+    assert len(tensors) == 4 * 14  # of 14 matrices: the values, two moments, a count of steps
+    assert all(map(torch.equal, scaled_tensors, tensors))
+
+
+@pytest.fixture
+def overflowing_gemma(smollm2, tmp_path):
+    """The folder of a tiny Gemma whose residual stream passes 65,504, as the real one's does."""
+    _, tokenizer = smollm2
+    torch.manual_seed(0)
+    model = Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=32,
+            initializer_range=0.2,
+        )
+    )
+    for layer in model.model.layers:  # these norms write to the stream, 1 + weight times as much
+        for norm in (layer.post_attention_layernorm, layer.post_feedforward_layernorm):
+            torch.nn.init.constant_(norm.weight, 30_000)
+    model.save_pretrained(tmp_path / "gemma")
+    return tmp_path / "gemma"
+
+
+def load_nf4(folder, stream, compute):
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=stream, quantization_config=nf4)
+    models.guard_cpu_repacking(model)
+    return model
+
+
+@pytest.fixture
+def t4(monkeypatch):
+    """The dtypes that a T4 would get."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    dtypes = models.pick_dtypes()
+    monkeypatch.undo()
+    return dtypes
+
+
+def gemma_trainer(model, tokenizer, examples, folder, **arguments):
+    return SFTTrainer(
+        model=model,
+        args=SFTConfig(
+            output_dir=str(folder),
+            per_device_train_batch_size=4,
+            bf16=False,
+            fp16=False,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            logging_steps=1,
+            **finetune.checkpointing(True),
+            **arguments,
+        ),
+        train_dataset=Dataset.from_list(examples),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+
+
+def test_the_recipe_of_a_t4_trains_where_a_float16_stream_overflows(
+    t4, overflowing_gemma, smollm2, examples, tmp_path
+):
+    """On a CPU, which multiplies in the same formats."""
+    _, tokenizer = smollm2
+    ids = torch.arange(100, 140)[None]
+    largest = []
+    model = load_nf4(overflowing_gemma, t4.stream, t4.compute)
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda m, i, out: largest.append(out[0].abs().max().item()))
+    assert model(ids, labels=ids).loss.isfinite()
+    assert max(largest) > 65_504
+    assert load_nf4(overflowing_gemma, torch.float16, torch.float16)(ids, labels=ids).loss.isnan()
+
+    settings = {"max_steps": 8, "learning_rate": 2e-2}
+    trainer = gemma_trainer(model, tokenizer, examples, tmp_path / "out", **settings)
+    finetune.adapters_to_float32(trainer.model)
+    finetune.scale_loss(trainer, t4.loss_scale)
+    trainer.train()
+    losses = log_of(trainer, "loss")
+    assert len(losses) == 8 and all(loss == loss for loss in losses)
+    assert losses[-1] < losses[0] - 1, losses
+    assert trainer.accelerator.mixed_precision == "no"
+
+
+def test_small_gradients_survive_float16_products_with_the_scale_and_not_without(
+    t4, overflowing_gemma, smollm2, examples, tmp_path
+):
+    """The gradient of one batch among so many that a step has a million learnt tokens."""
+    _, tokenizer = smollm2
+
+    def gradient(compute, scale):
+        torch.manual_seed(0)
+        model = load_nf4(overflowing_gemma, t4.stream, compute)
+        trainer = gemma_trainer(model, tokenizer, examples, tmp_path / "out")
+        finetune.adapters_to_float32(trainer.model)
+        finetune.scale_loss(trainer, scale)
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+        trainer.compute_loss(trainer.model, batch, num_items_in_batch=1_000_000).backward()
+        return torch.cat([p.grad.flatten() for p in trained(trainer.model).values()])
+
+    exact = gradient(torch.float32, 1)
+    plain, scaled = gradient(t4.compute, 1), gradient(t4.compute, t4.loss_scale)
+    assert torch.cosine_similarity(plain, exact, dim=0) < 0.9
+    assert torch.cosine_similarity(scaled, exact, dim=0) > 0.999
+    assert scaled.norm().item() == pytest.approx(exact.norm().item(), rel=0.01)
 
 
 def test_scoring_learnt_positions_only_changes_neither_loss_nor_gradients(

@@ -44,6 +44,9 @@ IGNORED = {
         "weights": "the first run fetches them, with a progress bar",
         "table": "seconds, and losses that differ between processors in the third digit",
         "stop": LEARNT,
+        "gemma-ready": MACHINE,
+        "gemma-loss": "losses that differ between processors in the third digit",
+        "gemma-underflow": "cosines that differ between processors in the last digit",
     },
     "06_train_gemma": {
         "profile": MACHINE,

@@ -1,7 +1,9 @@
 """The memory budget: against the bytes of a loaded model, and against published measurements."""
 
 import csv
+import types
 
+import psutil
 import pytest
 
 from qlora_kit import architectures, memory, meter, tickets
@@ -319,3 +321,29 @@ def test_without_a_gpu_nothing_is_kept_for_cuda():
     gpu = memory.this_machine()
     assert (gpu.context, gpu.workspace, gpu.flash) == (0, 0, False)
     assert gpu.total > GIB
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A machine with 8 GiB left, in which this process takes one, and an empty control group."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=8 * GIB))
+    process = types.SimpleNamespace(memory_info=lambda: types.SimpleNamespace(rss=GIB))
+    monkeypatch.setattr(psutil, "Process", lambda: process)
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.delenv("MEM_LIMIT", raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize("limit, left", [("max", 8), (4 * GIB, 3), (20 * GIB, 8), (GIB, 0)])
+def test_what_is_free_is_bounded_by_a_containers_limit(machine, limit, left):
+    assert memory.free_bytes() == 8 * GIB
+    (machine / "memory.max").write_text(f"{limit}\n")
+    (machine / "memory.current").write_text(f"{3 * GIB}\n")
+    (machine / "memory.stat").write_text(f"anon 7\ninactive_file {2 * GIB}\nactive_file 9\n")
+    assert memory.free_bytes() == left * GIB
+
+
+@pytest.mark.parametrize("limit, left", [(str(2 * GIB), 1), ("", 8), ("much", 8)])
+def test_what_is_free_is_bounded_by_binders_limit(machine, monkeypatch, limit, left):
+    monkeypatch.setenv("MEM_LIMIT", limit)
+    assert memory.free_bytes() == left * GIB

@@ -2,12 +2,14 @@
 
 import ast
 import json
+from unittest.mock import MagicMock
 
 import jinja2
 import pytest
 import torch
+from transformers import BitsAndBytesConfig
 
-from qlora_kit import models, tickets
+from qlora_kit import fetch, models, tickets
 from qlora_kit.bootstrap import ROOT
 from qlora_kit.errors import KitError
 
@@ -50,16 +52,53 @@ def test_the_environment_variable_overrides(gpu, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "capability, stream, compute",
+    "capability, stream, compute, scale",
     [
-        ((7, 5), torch.float32, torch.float16),  # a T4
-        ((8, 0), torch.bfloat16, torch.bfloat16),
-        ((9, 0), torch.bfloat16, torch.bfloat16),
+        ((7, 5), torch.float32, torch.float16, 1024),  # a T4
+        ((8, 0), torch.bfloat16, torch.bfloat16, 1),
+        ((9, 0), torch.bfloat16, torch.bfloat16, 1),
     ],
 )
-def test_the_compute_capability_decides_the_dtypes(gpu, capability, stream, compute):
+def test_the_compute_capability_decides_the_dtypes(
+    gpu, monkeypatch, capability, stream, compute, scale
+):
     gpu(16, capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)  # as it says on a T4
     assert models.pick_dtypes() == models.Dtypes("cuda", stream, compute)
+    assert models.pick_dtypes().loss_scale == scale
+
+
+def notebook_06(*names, **given):
+    """The names that these cells of notebook 06 bind, with the `given` ones bound before."""
+    book = json.loads((ROOT / "notebooks/06_train_gemma.ipynb").read_text(encoding="utf-8"))
+    cells = {cell["id"]: "".join(cell["source"]) for cell in book["cells"]}
+    for name in names:
+        exec(cells[name], given)
+    return given
+
+
+def test_notebook_06_trains_gemma_3_1b_on_a_t4_without_autocast(gpu, tmp_path):
+    gpu(15, (7, 5))
+    profile, dtypes = models.pick_profile(), models.pick_dtypes()
+    assert profile.name == "gemma-3-1b"
+    gpu(0)  # the libraries would go on and look for the rest of it
+    given = {"profile": profile, "recipe": profile.recipe, "dtypes": dtypes, "seed": 0}
+    config = notebook_06("imports", "config", run_dir=str(tmp_path), **given)["config"]
+    assert not config.bf16 and not config.fp16 and not config.use_cpu
+    assert config.max_grad_norm == profile.recipe.max_grad_norm
+
+    names = "AutoModelForCausalLM", "models", "tokenizer", "folder"
+    libraries = {name: MagicMock() for name in names}
+    notebook_06("load", BitsAndBytesConfig=BitsAndBytesConfig, **libraries, **given)
+    [loaded] = libraries["AutoModelForCausalLM"].from_pretrained.call_args_list
+    assert loaded.kwargs["dtype"] == torch.float32
+    assert loaded.kwargs["quantization_config"].bnb_4bit_compute_dtype == torch.float16
+
+    names = "SFTTrainer", "model", "config", "dataset", "tokenizer", "lora", "finetune", "runs"
+    bound = notebook_06("trainer", dtypes=dtypes, **{name: MagicMock() for name in names})
+    called = [name for name, *_ in bound["finetune"].mock_calls]
+    assert called.index("adapters_to_float32") < called.index("scale_loss")
+    bound["finetune"].scale_loss.assert_called_once_with(bound["trainer"], 1024)
 
 
 @pytest.mark.parametrize("slow, fast", [("bfloat16", "float32"), ("float32", "bfloat16")])
@@ -145,6 +184,21 @@ def test_eval_mode_does_not_repack_the_weights(smollm2):
     with torch.inference_mode():
         model(torch.tensor([[1, 2, 3]]))
     assert torch.equal(linears[0].weight.data, before)
+
+
+def test_a_model_is_cached_if_it_is_whole_and_nothing_is_fetched(cache, tmp_path):
+    profile = models.PROFILES["gemma-3-270m"]
+    assert models.cached(profile) is None
+    folder = cache / profile.name
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    assert models.cached(profile) is None, "a folder without a manifest is not whole"
+    fetch.write_manifest(folder)
+    assert models.cached(profile) == folder
+    (folder / "config.json").write_text("[]")
+    assert models.cached(profile) is None
+    fetch.remember(profile.hub[1], tmp_path)
+    assert models.cached(profile) == tmp_path
 
 
 def test_the_base_answers_a_simple_question(smollm2):

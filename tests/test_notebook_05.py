@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl import SFTConfig, SFTTrainer
 
-from qlora_kit import architectures, finetune, meter, models, tickets
+from qlora_kit import architectures, finetune, memory, meter, models, stored, tickets
 from qlora_kit.bootstrap import ROOT
 
 BOOK = json.loads(
@@ -50,7 +50,9 @@ def lines(name):
     return {row[0]: row[1:] for row in rows}
 
 
-@pytest.mark.parametrize("name", ["option-facts", "rule", "back", "stop-facts"])
+@pytest.mark.parametrize(
+    "name", [*("option-facts", "rule", "back", "stop-facts", "gemma-loss-facts", "gemma-facts")]
+)
 def test_every_cell_that_states_facts_says_yes(name):
     answers = re.findall(r": (True|False)", "\n".join(printed(name)))
     assert answers and set(answers) == {"True"}
@@ -227,12 +229,9 @@ def test_the_lines_are_those_of_the_articles():
 
 
 @pytest.mark.full
-def test_a_full_size_gemma_3_1b_in_4_bits_has_the_line_of_the_notebook(tmp_path, capsys):
+def test_a_full_size_gemma_3_1b_in_4_bits_has_the_line_of_the_notebook(gemma_1b, capsys):
     """Random weights in the real shape, saved and loaded as anybody would: 4 GB of memory."""
-    config = AutoConfig.for_model(**architectures.find("gemma-3-1b-pt").config)
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path)
-    model = load(tmp_path)
+    model = load(gemma_1b)
     assert sum(type(m).__name__ == "Linear4bit" for m in model.modules()) == 26 * 7
     lora = LoraConfig(
         r=16,
@@ -287,3 +286,124 @@ def test_eight_bit_weights_are_counted_with_their_scales(tiny):
     held = meter.static_bytes(model)
     assert held["quantised weights"] == sum(m.in_features * m.out_features for m in linears)
     assert held["quantisation constants"] == 4 * sum(m.out_features for m in linears)
+
+
+STORED = json.loads((ROOT / "data" / "gemma_float16.json").read_text(encoding="utf-8"))
+
+
+def cells(*names, **given):
+    """The names that these cells bind, with the `given` ones bound before."""
+    for name in names:
+        exec("".join(CELLS[name]["source"]), given)
+    return given
+
+
+def section(**given):
+    """What the section on float16 binds, without loading anything before it."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    dev = tickets.load(tickets.DATA / "tickets_dev.jsonl")
+    names = [c["id"] for c in BOOK["cells"] if c["cell_type"] == "code"]
+    names = names[names.index("gemma-ready") :]
+    return cells("imports", *names, dev=dev, **given)
+
+
+def test_where_gemma_cannot_be_had_the_stored_results_are_shown(cache, monkeypatch, capsys):
+    def load(*_, **__):
+        raise AssertionError("nothing may be loaded")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
+    bound = section()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == (
+        "Gemma 3 270M is not on this machine: you see the results of an earlier run."
+    )
+    assert json.dumps(bound["seen"]) == json.dumps(STORED["forward"])
+    for name in ("gemma-loss", "gemma-loss-facts", "gemma-stream", "gemma-facts", "gemma-epsilon"):
+        assert "\n".join(printed(name)) in "\n".join(lines), name
+
+
+def test_where_memory_is_short_the_section_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(models, "cached", lambda profile: "somewhere")
+    monkeypatch.setattr(memory, "free_bytes", lambda: 1.8e9)
+    assert not section()["possible"]
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line == "1.8 GB are free, 3 are needed: you see the results of an earlier run."
+
+
+def test_a_result_is_stored_only_if_a_maintainer_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "ROOT", tmp_path)
+    (tmp_path / "data").mkdir()
+    file = tmp_path / "data" / "x.json"
+    monkeypatch.delenv("QLORA_KIT_STORE", raising=False)
+    assert stored.measured("x", "a", lambda: (1, 2), possible=True) == [1, 2]
+    assert not file.exists()
+    monkeypatch.setenv("QLORA_KIT_STORE", "1")
+    stored.measured("x", "a", lambda: {"b": float("nan")}, possible=True)
+    stored.measured("x", "c", lambda: 3, possible=True)
+    monkeypatch.delenv("QLORA_KIT_STORE")
+    assert str(stored.measured("x", "a", None, possible=False)) == "{'b': nan}"
+    assert stored.measured("x", "c", None, possible=False) == 3
+
+
+def test_the_recipe_of_a_t4_is_as_good_as_bfloat16_and_float16_is_nan():
+    loss = {name: row["loss"] for name, row in STORED["forward"].items()}
+    stream = "NF4, stream float32, products float16"
+    assert [name for name in loss if loss[name] != loss[name]] == ["float16", "NF4, all in float16"]
+    assert loss[stream] == pytest.approx(loss["NF4, all in bfloat16"], rel=0.005)
+    over = [i for i, size in enumerate(STORED["forward"]["float32"]["stream"]) if size > 65_504]
+    assert over == list(range(7, 18))
+    shown = integers(printed("gemma-stream")[0])
+    assert shown == [103_821, 14, 65_504, 7, 17, 11]
+
+
+def test_the_text_says_what_the_gradients_do():
+    bins = STORED["backward"]["bins"]
+    rows = {(row["tokens"], row["scale"]): row for row in STORED["backward"]["rows"]}
+    zero = [sum(bins[: 35 + power]) for power in (13, 3, 17, 7)]  # 2**-25 times the divisor
+    printed_zero = [
+        float(share) for share in re.findall(r"([\d.]+)%", "\n".join(printed("gemma-underflow")))
+    ]
+    assert printed_zero == pytest.approx([100 * share for share in zero], abs=0.06)
+    assert zero[0] == pytest.approx(0.2, abs=0.04) and "a fifth of the numbers" in TEXT
+    assert zero[2] > 0.5 and "more than half in the huge one" in TEXT
+    assert rows[8192, 1]["cosine"] > 0.998 and "the direction hardly minds" in TEXT
+    assert rows[131072, 1]["cosine"] < 0.95 and "it is clearly another one" in TEXT
+    assert all(row["cosine"] > 0.9999 for (_, scale), row in rows.items() if scale == 1024)
+    assert zero[1] < 0.02 and zero[3] < 0.02 and "nearly nothing is lost" in TEXT
+    small, huge = rows[8192, 1]["below 1e-6"], rows[131072, 1]["below 1e-6"]
+    assert 0.2 < small < 0.6 and huge > 0.9 and "in the huge one nearly all of them" in TEXT
+
+
+def test_a_constant_in_the_gradient_matters_as_far_as_adams_epsilon_does():
+    rows = [line.split() for line in printed("gemma-epsilon")[1:6]]
+    for g, step, larger in ([float(number) for number in row] for row in rows):
+        assert step == pytest.approx(g / (g + 1e-8), abs=6e-4)
+        assert larger == pytest.approx(1024 * g / (1024 * g + 1e-8), abs=6e-4)
+    assert rows[1][1:] == ["0.500", "0.999"] and "half a step, and a whole one" in TEXT
+
+
+def test_the_text_of_the_section_names_a_t4_for_nothing_that_was_measured():
+    assert "No T4 was at hand here" in TEXT and "on a CPU that imitates the formats" in TEXT
+    for name, cell in CELLS.items():
+        if name.startswith("gemma-") and cell["cell_type"] == "code":
+            assert "T4" not in "\n".join(printed(name)), name
+
+
+@pytest.mark.full
+def test_the_stored_results_of_gemma_are_those_of_a_real_run():
+    """Memory and a minute: Gemma 3 270M in all six formats, and its gradients."""
+    models.get_weights(models.PROFILES["gemma-3-270m"])
+    bound = section()
+    assert bound["possible"], "needs 3 GB"
+    for name, row in STORED["forward"].items():
+        now = bound["seen"][name]
+        assert now["tokens"] == row["tokens"]
+        assert now["loss"] == pytest.approx(row["loss"], rel=0.01, nan_ok=True), name
+    now = bound["seen"]["float32"]["stream"]
+    assert now == pytest.approx(STORED["forward"]["float32"]["stream"], rel=1e-3)
+    assert bound["back"]["learnt"] == STORED["backward"]["learnt"]
+    assert bound["back"]["bins"] == pytest.approx(STORED["backward"]["bins"], abs=1e-3)
+    for now, row in zip(bound["back"]["rows"], STORED["backward"]["rows"], strict=True):
+        assert now == pytest.approx(row, rel=0.02)
