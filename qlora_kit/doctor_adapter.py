@@ -87,26 +87,19 @@ def _expected_shapes(folder, config):
 def _tensors(shapes, expected, base):
     numbers, formula = (sum(map(math.prod, s.values())) for s in (shapes, expected))
     size = f"The file holds {numbers:,} numbers; r (in + out) for each module makes {formula:,}."
-    both = set(shapes) & set(expected)
+    foreign, missing = set(shapes) - set(expected), set(expected) - set(shapes)
+    along = {name for name in foreign if "lora_" not in name}
+    other = {name for name in shapes if shapes[name] != expected.get(name, shapes[name])}
     for make, names, what, why in (
         (
             attention,
-            set(shapes) - both,
-            "are not part of such an adapter",
-            "One that names a weight of the base replaces it; any other is ignored.",
+            along,
+            "are weights of the base, saved along",
+            "They replace the base's own when the adapter is loaded.",
         ),
-        (
-            stop,
-            set(expected) - both,
-            "are missing",
-            "PEFT puts untrained ones there, and only warns.",
-        ),
-        (
-            stop,
-            {name for name in both if shapes[name] != expected[name]},
-            "have another shape",
-            "This base is not the adapter's.",
-        ),
+        (stop, foreign - along, "have no place on this base", "They are ignored."),
+        (stop, missing, "are missing", "PEFT puts untrained ones there, and only warns."),
+        (stop, other, "have another shape", "This base is not the adapter's."),
     ):
         if names:
             yield make(

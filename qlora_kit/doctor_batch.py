@@ -32,9 +32,9 @@ def _dropped(given, kept):
         yield Finding(
             "attention" if kept else "stop",
             f"{given - kept} of {given} examples were dropped",
-            "An example whose prompt alone reaches max_length leaves nothing to learn, and the "
-            "trainer drops it without a word.",
-            "raise SFTConfig(max_length=...), or shorten the prompts",
+            "Nothing would be learnt from them: the prompt alone reaches max_length, or the mask "
+            "is empty. The trainer drops such an example without a word.",
+            "raise SFTConfig(max_length=...), shorten the prompts, or look at the mask",
         )
 
 
@@ -74,7 +74,8 @@ def turn_end(tokenizer):
     answer = []
     if tokenizer.chat_template:
         answer = _ids(tokenizer, turns)[len(_ids(tokenizer, turns[:1])) :]
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    special.discard(tokenizer.unk_token_id)
     return next((token for token in reversed(answer) if token in special), tokenizer.eos_token_id)
 
 
@@ -101,9 +102,7 @@ def _labels(trainer, tokenizer, rows):
                 f"{token} is the padding token too, and the collator takes padding out of the "
                 "loss, the true end of each answer with it. "
             )
-            fix = (
-                "give padding a token of its own, one that is not used: tokenizer.pad_token = ..."
-            )
+            fix = "give padding a token of its own, one that is not used: tokenizer.pad_token = ..."
         yield Finding(
             "stop" if endless + blank == len(rows) else "attention",
             f"the stop token {token} is not learnt in {endless} of {len(rows)} rows",

@@ -259,7 +259,7 @@ def _hub_bytes(profile):
     from qlora_kit import architectures
 
     architecture = architectures.find(profile)
-    return 2 * (architecture.linear_parameters + architecture.other_parameters)
+    return 2 * (architecture.linear_parameters() + architecture.other_parameters())
 
 
 def _weights(profile):

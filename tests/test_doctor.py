@@ -273,8 +273,8 @@ def test_a_template_that_ends_no_answer_is_seen(trainer):
     only(doctor.batch(made), "stop", "<eos> is not learnt in 2 of 2 rows")
 
 
-def lm_trainer(tmp_path, tokenizer, rows, **sizes):
-    """transformers' own Trainer, with its collator for language models."""
+def plain_trainer(tmp_path, tokenizer, rows, collator=None, **sizes):
+    """transformers' own Trainer, as a rule with its collator for language models."""
     model = LlamaForCausalLM(shape(**sizes))
     model.generation_config.eos_token_id = WORDS.index("<end>")
     return Trainer(
@@ -282,7 +282,7 @@ def lm_trainer(tmp_path, tokenizer, rows, **sizes):
         args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none"),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
-        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        data_collator=collator or DataCollatorForLanguageModeling(tokenizer, mlm=False),
     )
 
 
@@ -290,7 +290,7 @@ def test_a_stop_that_is_masked_as_padding_is_seen(tmp_path):
     text = "<bos> user hot tea <end> assistant cold <end>"
     for pad, silent in (("<pad>", True), ("<end>", False)):
         tokenizer = make_tokenizer(pad_token=pad)
-        found = doctor.batch(lm_trainer(tmp_path, tokenizer, [tokenizer(text)] * 3))
+        found = doctor.batch(plain_trainer(tmp_path, tokenizer, [tokenizer(text)] * 3))
         assert (found == []) is silent
     only(found, "stop", "<end> is not learnt in 3 of 3 rows")
     assert "is the padding token too" in found[0].why
@@ -314,18 +314,21 @@ def test_cut_off_answers_are_counted(trainer):
 
 
 @pytest.mark.parametrize("blank, level", [(1, "attention"), (3, "stop")])
-def test_rows_without_a_label_are_counted(trainer, blank, level):
-    ids = make_tokenizer()("<bos> user hot tea <end> assistant cold <end>")["input_ids"]
+def test_rows_without_a_label_are_counted(tmp_path, trainer, blank, level):
+    tokenizer = make_tokenizer()
+    ids = tokenizer("<bos> user hot tea <end> assistant cold <end>")["input_ids"]
     rows = [{"input_ids": ids, "labels": [-100] * len(ids)}] * blank
     rows += [{"input_ids": ids, "labels": ids}] * (3 - blank)
-    found = doctor.batch(trainer(make_tokenizer(), rows), 3)
-    only(found, level, f"{blank} of 3 rows: every label is -100")
+    made = plain_trainer(tmp_path, tokenizer, rows, transformers.default_data_collator)
+    only(doctor.batch(made, 3), level, f"{blank} of 3 rows: every label is -100")
+    # TRL drops them by itself
+    only(doctor.batch(trainer(tokenizer, rows), 3), level, f"{blank} of 3 examples were dropped")
 
 
 def test_rows_beyond_the_models_context_are_counted(tmp_path):
     tokenizer = make_tokenizer()
     rows = [tokenizer("<bos> user " + "tea " * n + "<end>") for n in (3, 40)]
-    made = lm_trainer(tmp_path, tokenizer, rows, max_position_embeddings=32)
+    made = plain_trainer(tmp_path, tokenizer, rows, max_position_embeddings=32)
     only(doctor.batch(made), "stop", "1 of 2 rows are longer than the model's context, 32 tokens")
 
 
@@ -450,8 +453,18 @@ def test_another_base_is_seen_and_the_size_is_worked_out(folder):
     assert f"makes {wanted:,}." in found[0].why
 
 
-def test_a_base_with_more_layers_is_seen(folder):
-    only(doctor.adapter(folder, shape(num_hidden_layers=2)), "stop", "14 tensors are missing")
+def test_a_base_with_more_layers_is_seen(base, tmp_path):
+    model = get_peft_model(load(base), LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    model.save_pretrained(tmp_path)
+    found = doctor.adapter(tmp_path, shape(num_hidden_layers=2))
+    only(found[1:], "stop", "4 tensors are missing", "layers.1")
+
+
+def test_a_base_with_fewer_layers_is_seen(tmp_path):
+    two = LlamaForCausalLM(shape(num_hidden_layers=2))
+    get_peft_model(two, LoraConfig(**LORA)).save_pretrained(tmp_path)
+    [_, *found] = doctor.adapter(tmp_path, shape())  # the first: such a base has no name
+    only(found, "stop", "14 tensors have no place on this base", "layers.1")
 
 
 def test_a_base_of_another_family_is_seen(folder):
@@ -462,7 +475,7 @@ def test_a_base_of_another_family_is_seen(folder):
 def test_an_embedding_that_was_saved_along_is_seen(adapted, folder):
     adapted.save_pretrained(folder, save_embedding_layers=True)
     found = doctor.adapter(folder, adapted)
-    only(found, "attention", "are not part of such an adapter", "embed_tokens")
+    only(found, "attention", "2 tensors are weights of the base, saved along", "lm_head")
 
 
 def test_a_missing_tensor_is_seen(folder):
