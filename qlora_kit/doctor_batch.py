@@ -69,14 +69,17 @@ def _ids(tokenizer, turns):
 
 
 def turn_end(tokenizer):
-    """The id of the token that ends an answer: the template's last special one, else eos."""
+    """The id of the token that ends an answer in the template, such as <|im_end|>; else eos.
+
+    Blanks after it do not count (Gemma's turns end in a newline, which is an added token there).
+    """
+    if not tokenizer.chat_template:
+        return tokenizer.eos_token_id
     turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
-    answer = []
-    if tokenizer.chat_template:
-        answer = _ids(tokenizer, turns)[len(_ids(tokenizer, turns[:1])) :]
-    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    special.discard(tokenizer.unk_token_id)
-    return next((token for token in reversed(answer) if token in special), tokenizer.eos_token_id)
+    answer = _ids(tokenizer, turns)[len(_ids(tokenizer, turns[:1])) :]
+    last = next((token for token in reversed(answer) if tokenizer.decode([token]).strip()), None)
+    of_its_own = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return last if last in of_its_own - {tokenizer.unk_token_id} else tokenizer.eos_token_id
 
 
 def _labels(trainer, tokenizer, rows):

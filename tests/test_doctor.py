@@ -21,7 +21,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from qlora_kit import doctor, finetune, models, tickets
+from qlora_kit import doctor, doctor_batch, finetune, models, tickets
 
 # Gemma's way: one <bos> at the start, and a token that ends each turn.
 TEMPLATE = (
@@ -258,6 +258,23 @@ def test_a_second_bos_is_seen_inside_a_packed_row(trainer):
 def test_a_missing_bos_is_seen(trainer):
     rows = [{"text": "user hot tea <end> assistant cold <end>"}] * 3
     only(doctor.batch(trainer(make_tokenizer(), rows)), "stop", "no example begins with <bos>")
+
+
+@pytest.mark.parametrize(
+    "template, end",
+    [
+        (models.GEMMA_TURNS, "<end_of_turn>"),
+        (models.LLAMA_2_TURNS, "<eos>"),
+        (TEMPLATE, "<end>"),
+        (TEMPLATE.replace(" <end>", ""), "<eos>"),
+        (None, "<eos>"),
+    ],
+)
+def test_the_token_that_ends_an_answer_is_the_templates(template, end):
+    """A newline after it does not count, be it an added token, as it is in Gemma's tokenizer."""
+    tokenizer = make_tokenizer(chat_template=template)
+    tokenizer.add_tokens(["\n", "<end_of_turn>"])
+    assert tokenizer.convert_ids_to_tokens(doctor_batch.turn_end(tokenizer)) == end
 
 
 def test_generation_that_waits_for_another_stop_is_seen(trainer):
