@@ -1,4 +1,4 @@
-"""Every mistake that the doctor knows, really made, on tiny models; and his silence without one."""
+"""Every mistake that the doctor knows, really made, on tiny models; and its silence without one."""
 
 import bitsandbytes
 import pytest
@@ -119,7 +119,7 @@ def test_a_report_has_a_mark_in_words_and_one_line_if_all_is_well():
 # The model
 
 
-def test_he_is_silent_on_an_adapter_on_a_frozen_4_bit_base(adapted):
+def test_the_doctor_is_silent_on_an_adapter_on_a_frozen_4_bit_base(adapted):
     assert doctor.model(adapted) == []
 
 
@@ -223,7 +223,7 @@ def trainer(tmp_path):
 
 
 @pytest.mark.parametrize("packing", [True, False])
-def test_he_is_silent_on_the_tickets_with_the_real_tokenizer(trainer, smollm2, packing):
+def test_the_doctor_is_silent_on_the_tickets_with_the_real_tokenizer(trainer, smollm2, packing):
     """SmolLM2's <|im_start|> is its BOS, and opens every turn."""
     _, tokenizer = smollm2
     rows = tickets.examples(tickets.load(tickets.DATA / "tickets_dev.jsonl")[:20], reply_every=4)
@@ -233,7 +233,7 @@ def test_he_is_silent_on_the_tickets_with_the_real_tokenizer(trainer, smollm2, p
 
 @pytest.mark.parametrize("packing", [True, False])
 @pytest.mark.parametrize("adds_bos", [True, False])
-def test_he_is_silent_on_chats_whose_template_writes_one_bos(trainer, packing, adds_bos):
+def test_the_doctor_is_silent_on_chats_whose_template_writes_one_bos(trainer, packing, adds_bos):
     made = trainer(make_tokenizer(adds_bos), CHAT * 4, packing=packing)
     assert doctor.batch(made, 4) == []
 
@@ -374,7 +374,7 @@ def one_pass(model):
     return loss.detach()
 
 
-def test_he_is_silent_after_a_healthy_first_step(adapted):
+def test_the_doctor_is_silent_after_a_healthy_first_step(adapted):
     assert doctor.first_step(adapted, one_pass(adapted)) == []
 
 
@@ -432,7 +432,7 @@ def rewrite(folder, change):
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"modules_to_save": ["norm"]}])
-def test_he_is_silent_on_an_adapter_and_its_base(base, tmp_path, settings):
+def test_the_doctor_is_silent_on_an_adapter_and_its_base(base, tmp_path, settings):
     model = load(base)
     adapted = get_peft_model(model, LoraConfig(**LORA, **settings))
     adapted.peft_config["default"].base_model_name_or_path = "some/model"
