@@ -97,7 +97,9 @@ def first_step(model, loss):
 
     A's gradient is zero then, since B is: that is as it should be.
     """
-    return [*_loss(float(loss)), *_gradients(model)]
+    import torch
+
+    return [*_loss(torch.as_tensor(loss).item()), *_gradients(model)]
 
 
 def _loss(loss):

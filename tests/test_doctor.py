@@ -201,9 +201,9 @@ CHAT = [
 def trainer(tmp_path):
     """A trainer on a tiny model, and generation's stop tokens as the template has them."""
 
-    def make(tokenizer, rows, stop="<end>", **settings):
+    def make(tokenizer, rows, stop="<end>", model=None, peft_config=None, **settings):
         settings = {"max_length": 32, "per_device_train_batch_size": 2} | settings
-        model = LlamaForCausalLM(shape(vocab_size=len(tokenizer)))
+        model = model or LlamaForCausalLM(shape(vocab_size=len(tokenizer)))
         model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids([stop])
         return SFTTrainer(
             model=model,
@@ -217,6 +217,7 @@ def trainer(tmp_path):
             ),
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
+            peft_config=peft_config,
         )
 
     return make
@@ -413,6 +414,39 @@ def test_one_frozen_b_is_named(adapted):
 
 def test_a_model_without_an_adapter_is_seen(base):
     only(doctor.first_step(load(base), 1.0), "stop", "no adapter")
+
+
+def test_the_doctor_is_silent_on_the_whole_path_of_notebook_06(trainer, smollm2, tmp_path):
+    """The lines that the notebook has: a 4-bit base, packed tickets, one step, a saved adapter."""
+    _, tokenizer = smollm2
+    LlamaForCausalLM(shape(vocab_size=len(tokenizer))).save_pretrained(tmp_path / "base")
+    rows = tickets.examples(tickets.load(tickets.DATA / "tickets_dev.jsonl")[:20], reply_every=5)
+    made = trainer(
+        tokenizer,
+        rows,
+        stop="<|im_end|>",
+        model=load(tmp_path / "base"),
+        peft_config=LoraConfig(**LORA, lora_dropout=0.05),
+        packing=True,
+        max_length=256,
+        per_device_train_batch_size=1,
+    )
+    finetune.adapters_to_float32(made.model)
+    assert doctor.model(made.model) == []
+    assert doctor.batch(made, given=len(rows)) == []
+
+    before = torch.get_rng_state()
+    with torch.random.fork_rng():
+        inputs = made._prepare_inputs(made.data_collator([made.train_dataset[0]]))
+        loss = made.compute_loss(made.model.train(), inputs)
+        loss.backward()
+    assert doctor.first_step(made.model, loss) == []
+    made.model.zero_grad()
+    assert torch.equal(torch.get_rng_state(), before), "the run would be another"
+
+    made.model.peft_config["default"].base_model_name_or_path = "some/model"
+    made.model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    assert doctor.adapter(tmp_path / "adapter", made.model) == []
 
 
 # The adapter's folder
