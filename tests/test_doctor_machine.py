@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 import torch
 
-from qlora_kit import commands, doctor, fetch, models, path
+from qlora_kit import __main__, bootstrap, commands, doctor, fetch, models, path
 from qlora_kit import doctor_machine as machine
 from qlora_kit.bootstrap import ROOT
 
@@ -80,6 +80,11 @@ def test_the_command_ends_with_1_on_a_stop_alone(monkeypatch, capsys):
         monkeypatch.setattr(doctor, "machine", lambda found=found: found)
         assert commands.doctor(None) == code
         assert f"{level.upper():<11}seen" in capsys.readouterr().out
+
+
+def test_the_command_is_in_the_help_with_an_example():
+    assert "python3 -m qlora_kit doctor" in __main__.parser().format_help()
+    assert bootstrap.EXTRAS["doctor"] == []
 
 
 # Packages
