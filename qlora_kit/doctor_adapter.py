@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import textwrap
 from pathlib import Path
 
 from qlora_kit.findings import attention, stop
@@ -35,7 +36,7 @@ def _files(folder, config):
         expected = _expected_shapes(folder, config)
     except (OSError, ValueError, KeyError, TypeError) as error:
         yield stop(
-            f"adapter_config.json cannot be used: {_first_line(error)}",
+            f"adapter_config.json cannot be used: {textwrap.shorten(str(error), 120)}",
             "It says which modules the adapter sits on, its rank and its scaling.",
             "give the folder that save_pretrained wrote, and the base that it was trained on",
         )
@@ -59,10 +60,6 @@ def _files(folder, config):
         )
         return
     yield from _tensors(shapes, expected, name)
-
-
-def _first_line(error):
-    return str(error).partition("\n")[0]
 
 
 def _expected_shapes(folder, config):

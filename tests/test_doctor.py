@@ -167,9 +167,13 @@ def test_adapters_in_16_bits_are_seen(adapted, dtype, level):
 
 @pytest.mark.filterwarnings("ignore:You are trying to modify:UserWarning")
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
-def test_an_adapter_put_on_twice_is_seen(adapted):
+def test_an_adapter_put_on_twice_is_seen(adapted, tmp_path):
     twice = get_peft_model(adapted, LoraConfig(**LORA))
     only(doctor.model(twice), "stop", "put on twice")
+    twice.save_pretrained(tmp_path, save_embedding_layers=False)
+    found = doctor.adapter(tmp_path, shape())
+    only(found, "stop", "cannot be used: Target modules")
+    assert len(found[0].title) < 170
 
 
 def test_a_missing_guard_is_seen_with_the_processor_faked(base, monkeypatch):
