@@ -59,8 +59,8 @@ def _wrapped_twice(model):
     if any(isinstance(module, PeftModel) for module in list(model.modules())[1:]):
         yield stop(
             "an adapter was put on twice",
-            "The second call has replaced the first adapter by a fresh one, and what is saved names "
-            "its tensors so that they fit no base. PEFT only warns.",
+            "The second call has replaced the first adapter by a fresh one, and what is saved fits "
+            "no base, by the names of its tensors. PEFT only warns.",
             "load the base anew, and call get_peft_model once, or leave it to the trainer's "
             "peft_config",
         )
