@@ -243,6 +243,12 @@ def test_the_doctor_is_silent_on_chats_whose_template_writes_one_bos(trainer, pa
     assert doctor.batch(made, 4) == []
 
 
+def test_a_template_without_a_bos_asks_for_none(trainer):
+    made = trainer(make_tokenizer(chat_template=TEMPLATE.replace("<bos> ", "")), CHAT * 2)
+    assert WORDS.index("<bos>") not in made.train_dataset[0]["input_ids"]
+    assert doctor.batch(made, 2) == []
+
+
 def test_a_second_bos_is_seen(trainer):
     """The text of the template, handed over as text: the tokenizer adds its own <bos>."""
     tokenizer = make_tokenizer(adds_bos=True)
