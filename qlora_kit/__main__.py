@@ -38,6 +38,7 @@ def parser():
     test.add_argument("--full", action="store_true", help="add the slow tests (up to an hour)")
 
     command("lab", "open JupyterLab on the notebooks", "lab")
+    command("doctor", "look at this machine: what fits, what to mend", "doctor")
 
     fetch = command("fetch", "download a model into the cache", "fetch gemma-3-270m")
     fetch.add_argument("profile", nargs="?", help="default: the one that suits this machine")

@@ -37,6 +37,7 @@ EXTRAS = {
     "fetch": [],
     "bench": [],
     "budget": [],
+    "doctor": [],
 }
 
 # PyTorch's own index of wheels without CUDA: they save a Linux user gigabytes.

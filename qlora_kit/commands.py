@@ -237,7 +237,15 @@ def test(arguments):
 
 def lab(arguments):
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={ROOT}"]
-    return hand_over([*command, str(find_notebook("01"))], cwd=ROOT)
+    return hand_over([*command, str(find_notebook("00"))], cwd=ROOT)
+
+
+def doctor(arguments):
+    from qlora_kit import doctor
+
+    found = doctor.machine()
+    print(doctor.report("this machine", found))
+    return 1 if any(finding.level == "stop" for finding in found) else 0
 
 
 def fetch(arguments):

@@ -275,23 +275,24 @@ def pick_dtypes():
     return Dtypes("cpu", dtype, dtype)
 
 
-def seconds_of_a_product(dtype):
-    """The best of five timings of one small matrix product on one CPU core, in seconds.
+def seconds_of_a_product(dtype, device="cpu"):
+    """The best of five timings of one matrix product, in seconds: on a CPU a small one on one core.
 
     One core: with two, each product ends with a wait for the other, which on a busy machine takes
     longer than the product, and the choice between two dtypes becomes a throw of dice.
     """
     import torch
 
-    left = torch.ones(256, 576, dtype=dtype)
-    right = torch.ones(576, 576, dtype=dtype)
+    rows, size = (256, 576) if device == "cpu" else (4096, 4096)
+    left = torch.ones(rows, size, dtype=dtype, device=device)
+    right = torch.ones(size, size, dtype=dtype, device=device)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    left @ right
+    (left @ right)[0, 0].item()
     times = []
     for _ in range(5):
         start = time.perf_counter()
-        left @ right
+        (left @ right)[0, 0].item()  # a GPU works on its own: this waits for it
         times.append(time.perf_counter() - start)
     torch.set_num_threads(threads)
     return min(times)

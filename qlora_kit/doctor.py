@@ -1,0 +1,14 @@
+"""A doctor for fine-tuning: each function looks at one thing and returns a list of findings.
+
+`machine()` looks at this machine and has an OK line for each subject. The others are about training
+and silent where all is well: `model`, `batch`, `first_step`, and `adapter` for a saved one. No
+check changes what it looks at. `report` makes text of what they found.
+"""
+
+from qlora_kit.doctor_adapter import adapter
+from qlora_kit.doctor_batch import batch
+from qlora_kit.doctor_machine import machine
+from qlora_kit.doctor_model import first_step, model
+from qlora_kit.findings import LEVELS, Finding, report
+
+__all__ = ["LEVELS", "Finding", "adapter", "batch", "first_step", "machine", "model", "report"]

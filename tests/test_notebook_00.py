@@ -1,0 +1,64 @@
+"""What comparing outputs cannot see in notebook 00: that its text says what the kit does."""
+
+import json
+import re
+import types
+
+import pytest
+
+from qlora_kit import commands, doctor_machine, findings, models, path
+from qlora_kit.bootstrap import ROOT
+
+BOOK = json.loads((ROOT / "notebooks" / "00_start_here.ipynb").read_text(encoding="utf-8"))
+CELLS = {cell["id"]: cell for cell in BOOK["cells"]}
+TEXT = "\n".join("".join(c["source"]) for c in BOOK["cells"] if c["cell_type"] == "markdown")
+
+
+def printed(name):
+    """What a cell printed, as stored."""
+    return "".join("".join(output["text"]) for output in CELLS[name]["outputs"])
+
+
+def test_the_map_is_the_readmes_table():
+    lines = printed("map").splitlines()
+    for stage in path.stages():
+        [at] = [i for i, line in enumerate(lines) if line.startswith(f"{stage.number}  ")]
+        assert stage.name in lines[at] and stage.time in lines[at]
+        assert f"{stage.memory / 1e9:.1f} GB" in lines[at]
+        assert lines[at + 1].strip() == stage.leaves
+    total = sum(float(re.match(r"[\d.]+", stage.time)[0]) for stage in path.stages())
+    assert f"{total:.0f} minutes of computing" in lines[-1]
+
+
+def test_every_mark_is_explained_and_readable_without_colour():
+    for level in findings.LEVELS:
+        assert f"| {level.upper()} |" in TEXT
+    marks = {line[:11].strip() for line in printed("card").splitlines()} - {""}
+    assert marks <= {level.upper() for level in findings.LEVELS}
+
+
+def test_every_cell_that_states_facts_says_yes():
+    assert re.findall(r": (True|False)", printed("card-facts")) == ["True", "True"]
+
+
+@pytest.mark.parametrize("status, token", [(401, None), (401, "wrong"), (403, "right")])
+def test_the_text_quotes_what_the_doctor_says_of_the_hub(cache, monkeypatch, status, token):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: token)
+    monkeypatch.setattr(doctor_machine, "hub_status", lambda *_: status)
+    [found] = doctor_machine._hub(models.PROFILES["gemma-3-1b"])
+    assert f"*{found.title.removeprefix('hub: ')}* ({status}" in TEXT
+
+
+def test_only_notebook_06_asks_for_the_machines_profile_and_dtypes():
+    for file in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+        code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+        trains_here = re.search(r"pick_profile|pick_dtypes|cuda|load_4bit\(", code)
+        assert bool(trains_here) == (file.name[:2] in ("00", "06")), file.name
+
+
+def test_the_lab_opens_here(monkeypatch):
+    called = []
+    monkeypatch.setattr(commands, "hand_over", lambda command, **_: called.append(command))
+    commands.lab(types.SimpleNamespace())
+    assert called[0][-1].endswith("00_start_here.ipynb")
