@@ -4,6 +4,8 @@ import os
 import re
 import shutil
 import stat
+import subprocess
+import sys
 
 import pytest
 
@@ -70,8 +72,16 @@ def test_the_model_is_fetched_into_the_image_when_all_is_installed(monkeypatch):
 def test_the_session_starts_through_the_start_script(monkeypatch):
     after = steps(picked(ROOT, monkeypatch))
     assert 'ENV R2D_ENTRYPOINT="${REPO_DIR}/binder/start"' in after
-    script = (ROOT / "binder" / "start").read_text(encoding="utf-8")
-    assert script.rstrip().endswith('exec "$@"')
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Binder's images are Linux")
+def test_the_start_script_hands_over_with_its_settings():
+    names = ("OMP_NUM_THREADS", "MALLOC_MMAP_THRESHOLD_")
+    say = f"import os; print(*map(os.environ.get, {names}))"
+    command = [ROOT / "binder" / "start", sys.executable, "-c", say]
+    bare = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run(command, env=bare, capture_output=True, text=True)
+    assert done.stdout.split() == ["2", "131072"]
 
 
 @pytest.mark.parametrize("name", FILES)
