@@ -3,21 +3,18 @@
 import importlib.metadata
 import os
 import platform
-import re
 import shutil
 import sys
 import urllib.error
 import urllib.request
-from pathlib import Path
 
-from qlora_kit import bootstrap, fetch, models, path
+from qlora_kit import bootstrap, fetch, memory, models, path
 from qlora_kit.findings import attention, ok, stop
 
 # Besides the kit's own requirements, what an installation on Colab replaces.
 MOVED = ("numpy", "pyarrow", "fsspec", "huggingface_hub", "tokenizers", "safetensors")
 RUN_BYTES = 300_000_000  # a run's folder at its fullest: two checkpoints and the adapter
 SECONDS = 3  # how long the hub may take to answer
-CGROUP = Path("/sys/fs/cgroup")
 
 
 def machine():
@@ -156,29 +153,11 @@ def _name(dtype):
     return str(dtype).removeprefix("torch.")
 
 
-def free_memory():
-    """Bytes that are free for this process: of the machine, or of the container if that is less.
-
-    psutil does not see a container's limit (cgroup v2). Files that the system keeps in memory only
-    because there is room count as free.
-    """
-    import psutil
-
-    free = psutil.virtual_memory().available
-    try:
-        limit = int((CGROUP / "memory.max").read_text())
-        used = int((CGROUP / "memory.current").read_text())
-        cached = re.search(r"^inactive_file (\d+)", (CGROUP / "memory.stat").read_text(), re.M)
-    except (OSError, ValueError):  # no container of this kind, or one without a limit ("max")
-        return free
-    return min(free, limit - used + int(cached[1]))
-
-
 def _memory(profile, dtypes):
     if dtypes.device == "cuda":
         yield from _gpu_memory(profile, dtypes)
         return
-    free = free_memory()
+    free = memory.free_bytes()
     large = [stage.number for stage in path.stages() if stage.memory > free]
     if large:
         yield attention(
@@ -194,7 +173,7 @@ def _gpu_memory(profile, dtypes):
     """What a training step of notebook 06 needs, by the formulas, against what is free."""
     import torch
 
-    from qlora_kit import architectures, memory
+    from qlora_kit import architectures
 
     architecture, step = architectures.find(profile), setup(profile.recipe, dtypes)
     needed = memory.budget(architecture, step, memory.this_machine()).peak_allocated
@@ -214,8 +193,6 @@ def _gpu_memory(profile, dtypes):
 def setup(recipe, dtypes):
     """The training step of notebook 06, for the formulas of `memory`."""
     import torch
-
-    from qlora_kit import memory
 
     return memory.Setup(
         batch=recipe.batch,

@@ -52,7 +52,7 @@ def faked_gpu(monkeypatch):
 def fetched(monkeypatch):
     """The weights are here, there is memory, and nobody is logged in."""
     monkeypatch.setattr(machine, "here", lambda profile: True)
-    monkeypatch.setattr(machine, "free_memory", lambda: 8e9)
+    monkeypatch.setattr(machine.memory, "free_bytes", lambda: 8e9)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
 
 
@@ -224,23 +224,9 @@ def test_the_step_is_the_one_that_notebook_06_works_out():
 def test_little_memory_names_the_notebooks_that_take_more(monkeypatch):
     large = max(stage.memory for stage in path.stages())
     numbers = ", ".join(s.number for s in path.stages() if s.memory == large)
-    monkeypatch.setattr(machine, "free_memory", lambda: large - 1e8)
+    monkeypatch.setattr(machine.memory, "free_bytes", lambda: large - 1e8)
     cpu = models.Dtypes("cpu", torch.float32, torch.float32)
     only(machine._memory(CPU, cpu), "attention", f"less than notebook {numbers} takes")
-
-
-def test_a_containers_limit_counts(tmp_path, monkeypatch):
-    import psutil
-
-    monkeypatch.setattr(machine, "CGROUP", tmp_path)
-    free = psutil.virtual_memory().available
-    assert machine.free_memory() == pytest.approx(free, rel=0.2)
-    (tmp_path / "memory.current").write_text("900000000\n")
-    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 400000000\nfile 2\n")
-    (tmp_path / "memory.max").write_text("max\n")
-    assert machine.free_memory() == pytest.approx(free, rel=0.2)
-    (tmp_path / "memory.max").write_text("1000000000\n")
-    assert machine.free_memory() == 500_000_000
 
 
 def test_a_full_disk_stops(cache, monkeypatch):
