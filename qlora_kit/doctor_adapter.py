@@ -76,7 +76,9 @@ def _expected_shapes(folder, config):
     config.__dict__.pop("quantization_config", None)
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config)
-        model = get_peft_model(empty, PeftConfig.from_pretrained(folder))
+        lora = PeftConfig.from_pretrained(folder)
+        lora.base_model_name_or_path = empty.name_or_path or None  # PEFT warns of a change
+        model = get_peft_model(empty, lora)
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 

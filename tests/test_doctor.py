@@ -1,5 +1,7 @@
 """Every mistake that the doctor knows, really made, on tiny models; and its silence without one."""
 
+import warnings
+
 import bitsandbytes
 import pytest
 import tokenizers
@@ -456,7 +458,9 @@ def test_the_doctor_is_silent_on_the_whole_path_of_notebook_06(trainer, smollm2,
 
     made.model.peft_config["default"].base_model_name_or_path = "some/model"
     made.model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
-    assert doctor.adapter(tmp_path / "adapter", made.model) == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert doctor.adapter(tmp_path / "adapter", made.model) == []
 
 
 # The adapter's folder
