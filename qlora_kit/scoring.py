@@ -75,7 +75,6 @@ def answer(model, tokenizer, prompts, max_new_tokens, batch=50):
                 past_key_values=cache,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
-                logits_to_keep=1,  # generate finds out by itself, but not once TRL has the model
             )
             new = output[:, shared + rest["input_ids"].shape[1] :].tolist()
             for i, tokens in zip(chosen, new, strict=True):
