@@ -41,7 +41,7 @@ execute("settings")
 names["run_dir"] = run
 execute("imports", "profile", "data", "load", "quantised", "examples", "lora", "config")
 names["config"].max_steps = 2
-execute("trainer", "parameters", "label-mask", "trainer-checked", "train", "facts", "budget")
+execute("run", "trainer", "parameters", "label-mask", "trainer-checked", "train", "facts", "budget")
 execute("save", "small", "script", "new-process")
 adapter = load_file(names["adapter"] / "adapter_model.safetensors")
 trained = get_peft_model_state_dict(names["trainer"].model)
