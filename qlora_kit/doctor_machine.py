@@ -207,17 +207,9 @@ def setup(recipe, dtypes):
     )
 
 
-def here(profile):
-    """True if the profile's weights are on this machine already."""
-    if any(map(fetch.remembered, profile.hub)):
-        return True
-    folder = fetch.cache_dir() / profile.name.removesuffix("-short")
-    return profile.embedded is not None and folder.exists()
-
-
 def _disk(profile):
     needed = RUN_BYTES
-    if not here(profile):
+    if not models.cached(profile):
         needed += profile.embedded.disk_bytes if profile.embedded else _hub_bytes(profile)
     free = shutil.disk_usage(fetch.cache_dir()).free
     if free < needed:
@@ -241,7 +233,7 @@ def _hub_bytes(profile):
 
 def _weights(profile):
     """Whether the model is here; if not, where it will come from."""
-    if here(profile):
+    if models.cached(profile):
         yield ok(f"model: {profile.name} is on this machine, no network is needed")
     elif profile.embedded:  # else the hub has it, and is asked
         yield attention(
@@ -259,7 +251,7 @@ def _hub(profile):
     from huggingface_hub import get_token
 
     original, token = profile.hub[0], get_token()
-    needed = not here(profile) and not profile.embedded
+    needed = not models.cached(profile) and not profile.embedded
     if not needed and not token:
         return
     status = hub_status(original, token)

@@ -88,7 +88,8 @@ def reading(model):
     """The model without dropout and without gradients; afterwards it is in the mode that it was.
 
     Its head gets rows that lie side by side. PyTorch 2.13 multiplies a slice of a batch by a frozen
-    weight one row at a time, and in bfloat16 copies the weight for each: 17 GB for Gemma's head.
+    weight one row at a time, and in bfloat16 copies the weight for each: 17 GB for Gemma's head
+    and 50 rows.
     """
     import torch
 

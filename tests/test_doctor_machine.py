@@ -51,7 +51,7 @@ def faked_gpu(monkeypatch):
 @pytest.fixture
 def fetched(monkeypatch):
     """The weights are here, there is memory, and nobody is logged in."""
-    monkeypatch.setattr(machine, "here", lambda profile: True)
+    monkeypatch.setattr(models, "cached", lambda profile: "a folder")
     monkeypatch.setattr(machine.memory, "free_bytes", lambda: 8e9)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
 
@@ -230,11 +230,17 @@ def test_little_memory_names_the_notebooks_that_take_more(monkeypatch):
     only(machine._memory(CPU, cpu), "attention", f"less than notebook {numbers} takes")
 
 
+def whole(folder):
+    """A folder of converted weights, as good as empty."""
+    folder.mkdir()
+    fetch.write_manifest(folder)
+
+
 def test_a_full_disk_stops(cache, monkeypatch):
     usage = namedtuple("Usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0.7e9))
     only(machine._disk(CPU), "stop", "0.7 GB free, and 0.9 GB are needed")
-    (cache / CPU.name).mkdir()
+    whole(cache / CPU.name)
     only(machine._disk(CPU), "ok", "0.7 GB free")  # nothing is fetched any more
     only(machine._disk(GPU), "stop", "2.3 GB are needed")
 
@@ -329,15 +335,15 @@ def test_a_token_that_is_not_valid_is_said_even_where_none_is_needed(hub):
 def test_a_model_that_is_not_here_yet_is_said(cache):
     only(machine._weights(CPU), "attention", "not on this machine yet")
     assert not [*machine._weights(GPU)]  # the hub is asked about it
-    (cache / CPU.name).mkdir()
+    whole(cache / CPU.name)
     only(machine._weights(CPU), "ok", "no network is needed")
     short = models.PROFILES["smollm2-135m-short"]
     only(machine._weights(short), "ok", "no network is needed")
 
 
 def test_a_snapshot_of_the_hub_is_here(cache):
-    assert not machine.here(GPU)
+    assert not models.cached(GPU)
     folder = cache / "snapshot"
     folder.mkdir()
     fetch.remember(GPU.hub[1], folder)
-    assert machine.here(GPU)
+    assert models.cached(GPU) == folder
