@@ -45,6 +45,7 @@ def rank_one(W, A, B, scaling, x):
     right.legend(frameon=False, ncols=3, columnspacing=1, handlelength=1.2, **legend)
     right.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     right.set(xlabel="first output", ylabel="second output")
+    right.locator_params(nbins=2)
     return figure
 
 
@@ -206,9 +207,9 @@ def low_rank(matrix, parts, rank):
         axes = figure.add_axes((0.065 + 0.295 * place, 0.17, 0.26, 0.72))
         image = axes.imshow(part, cmap="PuOr_r", vmin=-largest, vmax=largest)
         axes.set_title(title, fontsize=11)
-        axes.set(xlabel="input", xticks=(0, 10, 20, 30), yticks=(0, 10, 20, 30))
+        axes.set(xlabel="input", xticks=(0, 15, 30), yticks=())
         axes.grid(False)
-    figure.axes[0].set_ylabel("output")
+    figure.axes[0].set(ylabel="output", yticks=(0, 15, 30))
     bar = figure.colorbar(image, cax=figure.add_axes((0.92, 0.17, 0.015, 0.72)))
     bar.ax.set_title("weight", fontsize=11)
     return figure

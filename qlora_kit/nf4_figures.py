@@ -83,7 +83,7 @@ def over_levels(scaled, levels):
     left.stairs(counts / scaled.numel(), edges, fill=True, color=BLUE, alpha=0.5)
     left.vlines(levels, 0, 1, color=ORANGE, linewidth=1.2)
     left.set(xlabel="scaled weight (orange: the levels)", xlim=(-1.02, 1.02), ylim=(0, 0.055))
-    left.set(ylabel="share of the weights", xticks=[-1, -0.5, 0, 0.5, 1])
+    left.set(ylabel="share of the weights", xticks=[-1, 0, 1], yticks=[0, 0.02, 0.04])
     left.grid(visible=False)
     _use_of_codes(right, scaled, levels)
     right.set(xlabel="code", ylabel="share of the weights", xticks=[0, 5, 10, 15])

@@ -1,6 +1,8 @@
 """Sliders over pictures, for ipywidgets 7.7 and 8: the same in JupyterLab, VS Code and Colab."""
 
 import base64
+import contextlib
+import gc
 import io
 
 import ipywidgets
@@ -20,9 +22,10 @@ def explore(draw, describe=None, **controls):
 
     def update(*_):
         values = {name: control.value for name, control in controls.items()}
-        picture.value = png(draw(**values))
-        if describe:
-            numbers.value = describe(**values)
+        with nothing_collected():
+            picture.value = png(draw(**values))
+            if describe:
+                numbers.value = describe(**values)
 
     update()
     for control in controls.values():
@@ -35,6 +38,22 @@ def explore(draw, describe=None, **controls):
         "text/plain": "A widget: run this cell to move its sliders.",
     }
     display(bundle, raw=True)
+
+
+@contextlib.contextmanager
+def nothing_collected():
+    """Python's garbage collector waits.
+
+    It walks through all that a notebook has loaded, torch and transformers too: half a second in
+    which a slider would stand still.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def png(figure):

@@ -1,6 +1,7 @@
 """Sliders over pictures: what a move changes, and what is stored for those who have no kernel."""
 
 import base64
+import gc
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -59,3 +60,21 @@ def test_no_figure_is_left_open(shown):
     widgets.explore(draw, height=height)
     height.value = 2
     assert plt.get_fignums() == []
+
+
+def test_the_garbage_collector_waits_while_a_move_is_answered_and_then_goes_on(shown):
+    collecting = []
+
+    def watched(height):
+        collecting.append(gc.isenabled())
+        if height == 3:
+            raise ZeroDivisionError
+        return draw(height)
+
+    height = ipywidgets.FloatSlider(value=1)
+    widgets.explore(watched, height=height)
+    height.value = 2
+    assert gc.isenabled()
+    with pytest.raises(ZeroDivisionError):
+        height.value = 3
+    assert gc.isenabled() and collecting == [False, False, False]
