@@ -11,7 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import qlora_kit
-from qlora_kit import bootstrap, commands
+from qlora_kit import bootstrap, commands, scoring
 from qlora_kit.bootstrap import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -201,6 +201,24 @@ def test_the_scores_in_the_readme_are_those_of_the_stored_run():
     checklist = tomllib.loads((ROOT / "data" / "facts_test.toml").read_text(encoding="utf-8"))
     facts = sum(len(row["facts"]) for row in checklist["row"])
     assert f"state {float(share[1]) * facts:.0f} of the {facts} policy facts" in " ".join(readme)
+
+
+def test_what_the_readme_says_of_gemma_is_in_the_report_of_its_run():
+    report = json.loads((ROOT / "data" / "gemma_270m_report.json").read_text(encoding="utf-8"))
+    assert (report["profile"], report["seed"], report["resumed_from"]) == ("gemma-3-270m", 0, None)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = report["after"]["rows"]
+    for name in ("base, likeliest label", "base, prompted", "QLoRA"):
+        right = [round(rows * value) for value in report["rivals"][name].values()]
+        cells = [str(scoring.share([True] * n + [False] * (rows - n))) for n in right]
+        assert f"| Gemma 3 270M, {' | '.join([name, *cells])} |" in readme
+    for figure in (
+        f"{report['train_seconds']:.0f} seconds of training",
+        f"{report['tokens_per_second']:.0f} tokens a second",
+        f"{report['peak_memory_bytes'] / 1e9:.1f} GB of memory",
+        f"adapter of {report['adapter_bytes'] / 1e6:.1f} MB",
+    ):
+        assert figure in " ".join(readme.split()), figure
 
 
 def test_requirements_are_exact_and_within_the_ranges():
