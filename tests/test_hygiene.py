@@ -34,6 +34,7 @@ IGNORED = {
         "mother-tongue": LEARNT,
         "teach": LEARNT,
         "twin": LEARNT,
+        "seeds": LEARNT,
         "write": LEARNT,
         "types": LEARNT,
     },
