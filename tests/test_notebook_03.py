@@ -78,7 +78,17 @@ def test_the_layer_and_its_check_are_about_forty_lines():
 
 
 @pytest.mark.parametrize(
-    "name", ["check", "frozen", "equal", "learnt", "best-outputs", "float16", "types-facts"]
+    "name",
+    [
+        "check",
+        "frozen",
+        "equal",
+        "learnt",
+        "seeds-facts",
+        "best-outputs",
+        "float16",
+        "types-facts",
+    ],
 )
 def test_every_cell_that_states_facts_says_yes(name):
     answers = re.findall(r": (True|False)", "\n".join(printed(name)))
