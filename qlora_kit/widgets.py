@@ -14,8 +14,9 @@ def explore(draw, describe=None, **controls):
     """Show a picture that follows its controls.
 
     `draw` returns a Figure, `describe` a line of text with the numbers that matter; both are
-    called with the values of `controls`, ipywidgets controls by argument name. Where no kernel
-    runs, such as on GitHub, the first picture stands in the widget's place.
+    called with the values of `controls`, ipywidgets controls by argument name, which is also the
+    label of a control that brings none. Where no kernel runs, such as on GitHub, the first picture
+    stands in the widget's place.
     """
     picture = ipywidgets.Image(format="png")
     numbers = ipywidgets.HTML()
@@ -28,7 +29,8 @@ def explore(draw, describe=None, **controls):
                 numbers.value = describe(**values)
 
     update()
-    for control in controls.values():
+    for name, control in controls.items():
+        control.description = control.description or name.replace("_", " ")
         control.observe(update, names="value")
     box = ipywidgets.VBox([*controls.values(), numbers, picture])
     view = {"version_major": 2, "version_minor": 0, "model_id": box.model_id}

@@ -1,6 +1,8 @@
-"""A learner's browser: JupyterLab on loopback, Chromium without a window, hands on the sliders.
+"""A learner's browser: Jupyter on loopback, Chromium without a window, a mouse on the sliders.
 
-The notebooks are copied, so that JupyterLab's autosave does not touch them, and their outputs are
+All three notebooks are opened in JupyterLab, one of them in Notebook 7 as well.
+
+The notebooks are copied, so that autosave does not touch them, and their outputs are
 cleared, so that whatever is seen comes from this run.
 """
 
@@ -24,16 +26,14 @@ from qlora_kit.bootstrap import ROOT
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-NOTEBOOKS = [
-    path for number in ("01", "02", "03") for path in (ROOT / "notebooks").glob(f"{number}_*.ipynb")
-]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("0[123]_*.ipynb"))
 
 pytestmark = [
     pytest.mark.full,
     pytest.mark.skipif(not CHROMIUM, reason="no Chromium: on Debian, apt-get install chromium"),
 ]
 
-# JupyterLab leaves cells that are out of sight out of the page, and asks the network for news.
+# Jupyter leaves cells that are out of sight out of the page, and asks the network for news.
 SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -41,16 +41,18 @@ SETTINGS = {
 # The badges come from other machines, which a test does not ask.
 ELSEWHERE = re.compile(r"https?://(?!127\.0\.0\.1)")
 BADGE = '<svg xmlns="http://www.w3.org/2000/svg" width="90" height="20" />'
+# Notebook 7.6 says this of every notebook, one without widgets too.
+KNOWN = "Cannot read properties of undefined (reading 'schema')"
 # The bytes that an <img> shows, as one number (FNV-1a).
 DIGEST = """async image => {
     const bytes = new Uint8Array(await (await fetch(image.src)).arrayBuffer());
     return bytes.reduce((hash, byte) => Math.imul(hash ^ byte, 16777619), 2166136261);
 }"""
-# Milliseconds from each key to the picture that answers it, as they pass in the page.
+# Milliseconds from each click to the picture that answers it, as they pass in the page.
 WATCH = """box => {
     let pressed;
     box.seen = [];
-    box.addEventListener("keydown", () => { pressed = performance.now(); }, true);
+    box.addEventListener("pointerdown", () => { pressed = performance.now(); }, true);
     box.querySelector("img").addEventListener("load", () => {
         box.seen.push(performance.now() - pressed);
     });
@@ -64,13 +66,18 @@ DONE = """count => {
 }"""
 
 
+# Where each application opens a notebook, by the name of its module.
+ADDRESSES = {"jupyterlab": "lab/tree", "notebook": "notebooks"}
+OPENED = [("jupyterlab", path) for path in NOTEBOOKS] + [("notebook", NOTEBOOKS[1])]
+
+
 @pytest.fixture
-def lab(tmp_path):
-    """JupyterLab's address and token, in a folder with copies of the notebooks.
+def jupyter(request, tmp_path):
+    """An application's address and token, in a folder with copies of the notebooks.
 
     A fresh one each time: it would open the notebooks of last time again, and keep their kernels.
     """
-    home = tmp_path / "lab"
+    home = tmp_path / "home"
     home.mkdir()
     for path in NOTEBOOKS:
         book = nbformat.read(path, as_version=4)
@@ -102,9 +109,9 @@ def lab(tmp_path):
         "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
         "IPYTHONDIR": "ipython",
     }
-    with open(home / "lab.log", "w") as log:
+    with open(home / "jupyter.log", "w") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", *(f"--{k}={v}" for k, v in options.items())],
+            [sys.executable, "-m", request.param, *(f"--{k}={v}" for k, v in options.items())],
             env=os.environ
             | {name: str(home / folder) for name, folder in folders.items()}
             | {"JUPYTER_PREFER_ENV_PATH": "1", "PYTHONPATH": str(ROOT)},
@@ -114,8 +121,8 @@ def lab(tmp_path):
         )
     address = f"http://127.0.0.1:{port}"
     try:
-        wait_for(f"{address}/api/status?token={token}", server, home / "lab.log")
-        yield address, token
+        wait_for(f"{address}/api/status?token={token}", server, home / "jupyter.log")
+        yield f"{address}/{ADDRESSES[request.param]}", token
     finally:
         server.send_signal(signal.SIGTERM)  # shuts its kernels down, too
         try:
@@ -145,16 +152,21 @@ def chromium():
         browser.close()
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_notebook_runs_and_its_sliders_move_its_pictures(path, lab, chromium, tmp_path):
-    address, token = lab
+@pytest.mark.parametrize(
+    ("jupyter", "path"),
+    OPENED,
+    indirect=["jupyter"],
+    ids=[f"{application}-{path.stem}" for application, path in OPENED],
+)
+def test_the_notebook_runs_and_its_sliders_move_its_pictures(jupyter, path, chromium, tmp_path):
+    address, token = jupyter
     page = chromium.new_page(viewport={"width": 1200, "height": 1000})
     complaints = []
     page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.route(ELSEWHERE, lambda route: route.fulfill(content_type="image/svg+xml", body=BADGE))
 
-    page.goto(f"{address}/lab/tree/{path.name}?token={token}", timeout=120_000)
+    page.goto(f"{address}/{path.name}?token={token}", timeout=120_000)
     cells = page.locator(".jp-NotebookPanel .jp-Cell")
     cells.first.wait_for(timeout=120_000)
     page.get_by_text("Python 3", exact=False).first.wait_for(timeout=120_000)  # a kernel is there
@@ -173,16 +185,19 @@ def test_the_notebook_runs_and_its_sliders_move_its_pictures(path, lab, chromium
         widget.scroll_into_view_if_needed()
         assert picture.evaluate("image => image.naturalWidth") >= 400
         widget.evaluate(WATCH)
-        handles = widget.locator(".noUi-handle")
-        assert handles.count()
-        for handle in handles.all():
-            now, last = (handle.get_attribute(f"aria-value{name}") for name in ("now", "max"))
-            there, back = "ArrowRight", "ArrowLeft"
-            if now == last:
-                there, back = back, there
-            for key in (there, back) * 3:
+        sliders = widget.locator(".noUi-target")
+        assert sliders.count()
+        for slider in sliders.all():
+            handle, bar = slider.locator(".noUi-handle"), slider.bounding_box()
+            now, least, most = (
+                float(handle.get_attribute(f"aria-value{name}")) for name in ("now", "min", "max")
+            )
+            there, back = (0.75, 0.25) if now < (least + most) / 2 else (0.25, 0.75)
+            for share in (there, back) * 3:
                 shown, said = picture.evaluate(DIGEST), numbers.inner_text()
-                handle.press(key)
+                # A handle that still glides would catch the click.
+                playwright.expect(slider).not_to_have_class(re.compile("noUi-state-tap"))
+                slider.click(position={"x": share * bar["width"], "y": bar["height"] / 2})
                 start = time.monotonic()
                 while picture.evaluate(DIGEST) == shown or numbers.inner_text() == said:
                     assert time.monotonic() - start < 120, f"nothing changed: {said}"
@@ -194,5 +209,5 @@ def test_the_notebook_runs_and_its_sliders_move_its_pictures(path, lab, chromium
         )
         widget.screenshot(path=tmp_path / f"{path.stem}-widget-{number}.png")
     page.screenshot(path=tmp_path / f"{path.stem}.png")
-    assert complaints == []
+    assert set(complaints) <= {KNOWN}
     page.close()

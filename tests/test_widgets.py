@@ -47,6 +47,13 @@ def test_a_move_of_a_slider_changes_the_picture_and_the_numbers(shown):
     assert numbers.value == "b 4"
 
 
+def test_a_control_without_a_label_gets_its_name(shown):
+    height = ipywidgets.FloatSlider(value=1)
+    name = ipywidgets.Dropdown(options=["a", "b"], description="which bar")
+    widgets.explore(lambda bar_height, name: draw(bar_height, name), bar_height=height, name=name)
+    assert (height.description, name.description) == ("bar height", "which bar")
+
+
 def test_the_first_picture_is_stored_and_the_text_never_changes(shown):
     for height in (1, 2):
         widgets.explore(draw, height=ipywidgets.FloatSlider(value=height))
