@@ -1,11 +1,16 @@
 """The pictures of notebook 01, in the style of `figures`. Each function returns a Figure."""
 
+import functools
+import math
+
 import matplotlib.pyplot as plt
 import torch
-from matplotlib.figure import Figure
+from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon, Rectangle
+from matplotlib.textpath import TextPath
+from matplotlib.transforms import Affine2D
 
-from qlora_kit.figures import BLUE, GREEN, GREY, ORANGE
+from qlora_kit.figures import BLUE, GREEN, GREY, ORANGE, canvas, frame
 
 PAPER, NOTE = "#F4F1EA", "#FFE9A8"
 
@@ -17,21 +22,38 @@ def rank_one(W, A, B, scaling, x):
     outputs.
     """
     figure = canvas(9, 3.6)
-    left = figure.add_axes((0, 0.02, 0.655, 0.96))
-    change = scaling * B @ A
-    grid(left, W, (-0.9, 0), f"W: {W.numel()} frozen", GREY)
-    grid(left, B, (3.8, 0), f"B: {B.numel()} trained", ORANGE)
-    grid(left, A, (5.2, -1.2), f"A: {A.numel()} trained", ORANGE, above=True)
-    grid(left, change, (5.2, 0), f"{scaling:g} · B A", ORANGE)
-    grid(left, W + change, (9.5, 0), "W + scaling · B A", BLUE)
-    for sign, where in (("+", 2.95), ("=", 8.85)):
-        left.text(where, 1.5, sign, ha="center", va="center", fontsize=18)
-    left.set(xlim=(-1.1, 12.7), ylim=(4.0, -2.2), aspect="equal")
+    left = figure.add_axes((0, 0.02, 0.655, 0.96), xlim=(-1.1, 12.7), ylim=(4.0, -2.2))
+    left.set(aspect="equal")
     left.axis("off")
+    change = scaling * B @ A
+    grids(
+        left,
+        (W, (-0.9, 0), GREY),
+        (B, (3.8, 0), ORANGE),
+        (A, (5.2, -1.2), ORANGE),
+        (change, (5.2, 0), ORANGE),
+        (W + change, (9.5, 0), BLUE),
+    )
+    for text, place, height, size in (
+        (f"W: {W.numel()} frozen", 0.6, 3.45, 10),
+        ("+", 2.95, 1.5, 18),
+        (f"B: {B.numel()} trained", 4.3, 3.45, 10),
+        (f"A: {A.numel()} trained", 6.7, -1.65, 10),
+        (f"{scaling:g} · B A", 6.7, 3.45, 10),
+        ("=", 8.85, 1.5, 18),
+        ("W + scaling · B A", 11, 3.45, 10),
+    ):
+        left.text(place, height, text, ha="center", va="center", fontsize=size)
 
-    right = figure.add_axes((0.745, 0.16, 0.245, 0.65))
     before, after = W @ x, (W + change) @ x
-    reach = 1.15 * max(10, before.abs().max().item(), after.abs().max().item())
+    reach = 10 * max(1, math.ceil(torch.stack([before, after]).abs().max() / 10))
+    ticks = {place: place for place in (-reach, 0, reach)}
+    limits = -1.15 * reach, 1.15 * reach
+    place, names = (0.745, 0.17, 0.245, 0.6125), ("first output", "second output")
+    right = frame(figure, place, limits, limits, ticks, ticks, *names)
+    cross = {"color": GREY, "linewidth": 0.8, "alpha": 0.5}
+    right.hlines(0, *limits, **cross)
+    right.vlines(0, *limits, **cross)
     if B.any():
         along = B[:, 0] / B.norm() * 4 * reach
         ends = torch.stack([before - along, before + along])
@@ -39,35 +61,41 @@ def rank_one(W, A, B, scaling, x):
     arrow(right, (0, 0), before, GREY)
     arrow(right, (0, 0), after, BLUE)
     arrow(right, before, after, ORANGE)
-    for label, colour in (("W x", GREY), ("detour", ORANGE), ("together", BLUE)):
-        right.plot([], [], color=colour, linewidth=3, label=label)
-    legend = {"loc": "lower center", "bbox_to_anchor": (0.45, 1), "fontsize": 9}
-    right.legend(frameon=False, ncols=3, columnspacing=1, handlelength=1.2, **legend)
-    right.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
-    right.set(xlabel="first output", ylabel="second output")
-    right.locator_params(nbins=2)
+    words = "grey: W x    orange: detour    blue: together"
+    figure.text(0.99, 0.92, words, ha="right", va="top", fontsize=10)
     return figure
 
 
-def canvas(width, height):
-    """A Figure for a slider, in inches: laid out by hand, which halves the time of a redraw."""
-    return Figure(figsize=(width, height), layout="none")
-
-
-def grid(axes, matrix, corner, title, colour, above=False):
-    """A matrix as coloured cells with digits, its upper left corner at `corner`."""
-    rows, columns = matrix.shape
-    left, top = corner
+def grids(axes, *matrices):
+    """Matrices as coloured cells with digits; each is (tensor, its upper left corner, colour)."""
+    cells, digits, frames = [], [], []
+    for matrix, (left, top), _ in matrices:
+        frames.append(rectangle(left, top, *matrix.T.shape))
+        for i, row in enumerate(matrix.tolist()):
+            for j, number in enumerate(row):
+                cells.append(rectangle(left + j, top + i, 1, 1))
+                middle = Affine2D().translate(left + j + 0.5, top + i + 0.5)
+                digits.append(outline(f"{number + 0.0:.3g}").transformed(middle))
+    values = torch.cat([matrix.flatten() for matrix, _, _ in matrices])
     # A wide range, so that the colours stay light enough for black digits.
-    extent = (left, left + columns, top + rows, top)
-    axes.imshow(matrix, cmap="PuOr_r", vmin=-24, vmax=24, extent=extent)
-    axes.add_patch(Rectangle((left, top), columns, rows, fill=False, edgecolor=colour, linewidth=3))
-    for i in range(rows):
-        for j in range(columns):
-            place = left + j + 0.5, top + i + 0.5
-            axes.text(*place, f"{matrix[i, j] + 0.0:.3g}", ha="center", va="center", fontsize=10)
-    edge, side = (top - 0.25, "bottom") if above else (top + rows + 0.25, "top")
-    axes.text(left + columns / 2, edge, title, ha="center", va=side, fontsize=10)
+    colours = {"array": values, "cmap": "PuOr_r", "clim": (-24, 24), "antialiased": False}
+    axes.add_collection(PolyCollection(cells, **colours))
+    edges = [colour for _, _, colour in matrices]
+    axes.add_collection(PolyCollection(frames, facecolor="none", edgecolor=edges, linewidth=3))
+    axes.add_collection(PathCollection(digits, color="black", linewidth=0))
+
+
+def rectangle(left, top, width, height):
+    right, bottom = left + width, top + height
+    return (left, top), (right, top), (right, bottom), (left, bottom)
+
+
+@functools.cache
+def outline(number):
+    """A number as a path around (0, 0), which takes a tenth of the time of matplotlib's text."""
+    path = TextPath((0, 0), number, size=0.33)
+    box = path.get_extents()
+    return path.transformed(Affine2D().translate(-box.x0 - box.width / 2, -0.12).scale(1, -1))
 
 
 def arrow(axes, start, end, colour):
@@ -200,18 +228,21 @@ def low_rank(matrix, parts, rank):
     near = (U[:size, :rank] * S[:rank]) @ Vh[:rank, :size]
     corner = matrix[:size, :size]
     figure = canvas(8.5, 3.1)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(-5, 110), ylim=(36.5, -5.5))
+    axes.axis("off")
     largest = corner.abs().max().item()
+    colours = {"cmap": "PuOr_r", "vmin": -largest, "vmax": largest, "aspect": "auto"}
     titles = "as it is", f"rank {rank}", "left over"
-    shown = zip(titles, (corner, near, corner - near), strict=True)
-    for place, (title, part) in enumerate(shown):
-        axes = figure.add_axes((0.065 + 0.295 * place, 0.17, 0.26, 0.72))
-        image = axes.imshow(part, cmap="PuOr_r", vmin=-largest, vmax=largest)
-        axes.set_title(title, fontsize=11)
-        axes.set(xlabel="input", xticks=(0, 15, 30), yticks=())
-        axes.grid(False)
-    figure.axes[0].set(ylabel="output", yticks=(0, 15, 30))
-    bar = figure.colorbar(image, cax=figure.add_axes((0.92, 0.17, 0.015, 0.72)))
-    bar.ax.set_title("weight", fontsize=11)
+    for place, title, part in zip((0, 34, 68), titles, (corner, near, corner - near), strict=True):
+        axes.imshow(part, extent=(place, place + size, size, 0), **colours)
+        axes.text(place + size / 2, -1, title, ha="center", va="bottom")
+        axes.text(place + size / 2, size + 1, f"{size} of the inputs", ha="center", va="top")
+    axes.text(-1, size / 2, f"{size} of the outputs", rotation=90, ha="right", va="center")
+    scale = torch.linspace(largest, -largest, 256)[:, None]
+    axes.imshow(scale, extent=(102, 104, size, 0), **colours)
+    for value, height in ((largest, 0), (0, size / 2), (-largest, size)):
+        axes.text(104.5, height, f"{value:.2g}", va="center")
+    axes.text(103, -1, "weight", ha="center", va="bottom")
     return figure
 
 

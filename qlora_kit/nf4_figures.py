@@ -1,12 +1,9 @@
-"""The pictures of notebook 02, in the style of `figures`. Each function returns a Figure.
-
-Those that a slider moves have fixed places: to compute a layout takes as long as to draw.
-"""
+"""The pictures of notebook 02, in the style of `figures`. Each function returns a Figure."""
 
 import matplotlib.pyplot as plt
 import torch
 
-from qlora_kit.figures import BLUE, GREEN, GREY, ORANGE
+from qlora_kit.figures import BLUE, GREEN, GREY, ORANGE, canvas, frame
 
 
 def bell(weight):
@@ -56,8 +53,9 @@ def number_line(value, levels):
     code = torch.bucketize(value, _midpoints(levels)).item()
     edges = [-1, *_midpoints(levels).tolist(), 1]
     level = levels[code].item()
-    places = {"left": 0.02, "right": 0.98, "bottom": 0.24, "top": 0.88}
-    figure, axes = plt.subplots(figsize=(8, 2.2), layout="none", gridspec_kw=places)
+    figure, place = canvas(8, 2.2), (0.02, 0.24, 0.96, 0.64)
+    ticks = {-1: "-1", -0.5: "-0.5", 0: "0", 0.5: "0.5", 1: "1"}
+    axes = frame(figure, place, (-1.04, 1.04), (0, 0.75), ticks, {}, "scaled weight")
     axes.axvspan(edges[code], edges[code + 1], color=ORANGE, alpha=0.25, linewidth=0)
     axes.vlines(levels, 0, 0.5, color=BLUE)
     axes.vlines(level, 0, 0.5, color=BLUE, linewidth=4)
@@ -66,27 +64,28 @@ def number_line(value, levels):
         axes.text(place, 0.55, number, ha="center", fontsize=9, **chosen)
     axes.plot([value, level], [0.25, 0.25], color=ORANGE, linewidth=3)
     axes.plot(value, 0.25, "o", color="black", markersize=8)
-    axes.set_title("blue: levels and their codes        orange: what gets this code", fontsize=10)
-    axes.set(xlabel="scaled weight", xlim=(-1.04, 1.04), ylim=(0, 0.75), yticks=[])
-    axes.spines["left"].set_visible(False)
-    axes.grid(visible=False)
+    words = "blue: levels and their codes        orange: what gets this code"
+    figure.text(0.5, 0.97, words, ha="center", va="top", fontsize=10)
     return figure
 
 
-def over_levels(scaled, levels):
+def over_levels(scaled, codes, levels):
     """Left the scaled weights over the levels, right how often each code is used."""
-    places = {"left": 0.08, "right": 0.99, "bottom": 0.18, "top": 0.97, "wspace": 0.25}
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(9, 3), layout="none", width_ratios=(3, 2), gridspec_kw=places
-    )
+    figure, share = canvas(9, 3), "share of the weights"
+    ticks = {-1: "-1", 0: "0", 1: "1"}, {0: "0%", 0.02: "2%", 0.04: "4%"}
+    names = "scaled weight (orange: the levels)", share
+    left = frame(figure, (0.05, 0.18, 0.53, 0.7), (-1.02, 1.02), (0, 0.055), *ticks, *names)
     counts, edges = torch.histogram(scaled.flatten(), bins=81, range=(-1, 1))
     left.stairs(counts / scaled.numel(), edges, fill=True, color=BLUE, alpha=0.5)
     left.vlines(levels, 0, 1, color=ORANGE, linewidth=1.2)
-    left.set(xlabel="scaled weight (orange: the levels)", xlim=(-1.02, 1.02), ylim=(0, 0.055))
-    left.set(ylabel="share of the weights", xticks=[-1, 0, 1], yticks=[0, 0.02, 0.04])
-    left.grid(visible=False)
-    _use_of_codes(right, scaled, levels)
-    right.set(xlabel="code", ylabel="share of the weights", xticks=[0, 5, 10, 15])
+
+    used = torch.bincount(codes.flatten(), minlength=len(levels)) / codes.numel()
+    ticks = {0: "0", 5: "5", 10: "10", 15: "15"}, {0: "0%", 0.05: "5%", 0.1: "10%"}
+    names = "code (dashed: all used equally)", share
+    high = 1.05 * max(0.12, used.max().item())
+    right = frame(figure, (0.65, 0.18, 0.34, 0.7), (-1, len(levels)), (0, high), *ticks, *names)
+    right.vlines(range(len(levels)), 0, used, color=BLUE, linewidth=10)
+    right.axhline(1 / len(levels), color="black", linestyle="--", linewidth=1)
     return figure
 
 
@@ -124,18 +123,18 @@ def outlier(weight, restored, place, block_size):
 
     `place` is the outlier's index; it is so large that it lies above the picture.
     """
-    places = {"left": 0.08, "right": 0.86, "bottom": 0.17, "top": 0.97}
-    figure, axes = plt.subplots(figsize=(8, 3.2), layout="none", gridspec_kw=places)
+    figure = canvas(8, 3.2)
+    ticks = {k: k for k in range(0, len(weight) + 1, 100)}, {-4: "-4", 0: "0", 4: "4"}
+    names = "place in the row (orange: the outlier's block)", "weight (in std)"
+    axes = frame(figure, (0.05, 0.17, 0.93, 0.7), (0, len(weight)), (-4.3, 4.3), *ticks, *names)
     start = place // block_size * block_size
     axes.axvspan(start, start + block_size, color=ORANGE, alpha=0.2, linewidth=0)
-    axes.plot(weight, ".", color=GREY, markersize=4, label="before")
-    axes.plot(restored, ".", color=BLUE, markersize=4, label="after")
+    axes.plot(weight, ".", color=GREY, markersize=4)
+    axes.plot(restored, ".", color=BLUE, markersize=4)
     axes.annotate(
         "outlier", (place, 4.3), (place, 3.4), ha="center", arrowprops={"arrowstyle": "->"}
     )
-    axes.set(xlabel="place in the row (orange: the outlier's block)", ylabel="weight (in std)")
-    axes.set(xlim=(0, len(weight)), ylim=(-4.3, 4.3))
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.text(0.98, 0.97, "grey: before    blue: after", ha="right", va="top", fontsize=10)
     return figure
 
 

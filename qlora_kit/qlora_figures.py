@@ -1,12 +1,9 @@
-"""The pictures of notebook 03, in the style of `figures`. Each function returns a Figure.
-
-That which a slider moves has fixed places: to compute a layout takes as long as to draw.
-"""
+"""The pictures of notebook 03, in the style of `figures`. Each function returns a Figure."""
 
 import matplotlib.pyplot as plt
 import torch
 
-from qlora_kit.figures import BLUE, GREEN, GREY, ORANGE
+from qlora_kit.figures import BLUE, GREEN, GREY, ORANGE, canvas, frame
 
 
 def layer_bytes(sides, base, adapter, rank, turn):
@@ -110,9 +107,11 @@ def rounding(weight, update, dtypes):
     The axis counts in updates: the weight lies at 0, the exact sum at 1. `weight` must be a number
     that each dtype can hold.
     """
-    places = {"left": 0.12, "right": 0.82, "bottom": 0.2, "top": 0.9}
-    figure, axes = plt.subplots(figsize=(8, 2.8), layout="none", gridspec_kw=places)
-    low, high = -0.4, 2.4
+    figure, (low, high) = canvas(8, 2.8), (-0.4, 2.4)
+    names = {row: str(dtype).removeprefix("torch.") for row, dtype in enumerate(dtypes)}
+    ticks = {0: "the weight", 1: "weight + update", 2: "+ 2 updates"}
+    limits = (low, high), (len(dtypes) - 0.5, -0.5)
+    axes = frame(figure, (0.12, 0.14, 0.7, 0.76), *limits, ticks, names, "")
     for row, dtype in enumerate(dtypes):
         landed = (torch.tensor(weight + update, dtype=dtype).double().item() - weight) / update
         step = spacing(weight, dtype) / update
@@ -126,11 +125,8 @@ def rounding(weight, update, dtypes):
         axes.plot(min(landed, high), row, "o", color=colour, markersize=10, clip_on=False)
         axes.text(high + 0.08, row, words, va="center", color="black")
     axes.axvline(1, color="black", linestyle="--", linewidth=1)
-    axes.set(xlim=(low, high), ylim=(len(dtypes) - 0.5, -0.5), xticks=[0, 1, 2])
-    axes.set_xticklabels(["the weight", "weight + update", "+ 2 updates"])
-    axes.set_yticks(range(len(dtypes)), [str(dtype).removeprefix("torch.") for dtype in dtypes])
-    axes.set_title("ticks: the numbers that can be stored        grey: too many to draw", size=10)
-    axes.grid(visible=False)
+    words = "ticks: the numbers that can be stored        grey: too many to draw"
+    figure.text(0.47, 0.98, words, ha="center", va="top", fontsize=10)
     return figure
 
 

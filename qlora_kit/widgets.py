@@ -10,13 +10,13 @@ import matplotlib.pyplot as plt
 from IPython.display import display
 
 
-def explore(draw, describe=None, **controls):
-    """Show a picture that follows its controls.
+def explore(move, **controls):
+    """Show a picture and a line of text that follow their controls.
 
-    `draw` returns a Figure, `describe` a line of text with the numbers that matter; both are
-    called with the values of `controls`, ipywidgets controls by argument name, which is also the
-    label of a control that brings none. Where no kernel runs, such as on GitHub, the first picture
-    stands in the widget's place.
+    `move` returns both, a Figure and the text with the numbers that matter. It is called with the
+    values of `controls`, ipywidgets controls by argument name, which is also the label of a
+    control that brings none. Where no kernel runs, such as on GitHub, the first picture stands in
+    the widget's place.
     """
     picture = ipywidgets.Image(format="png")
     numbers = ipywidgets.HTML()
@@ -24,9 +24,8 @@ def explore(draw, describe=None, **controls):
     def update(*_):
         values = {name: control.value for name, control in controls.items()}
         with nothing_collected():
-            picture.value = png(draw(**values))
-            if describe:
-                numbers.value = describe(**values)
+            figure, numbers.value = move(**values)
+            picture.value = png(figure)
 
     update()
     for name, control in controls.items():

@@ -25,8 +25,15 @@ def test_rank_one_shows_the_matrices_and_counts():
     left, _ = lora_figures.rank_one(W, A, B, 2.0, X).axes
     shown = texts(left)
     assert [t for t in shown if ":" in t] == ["W: 9 frozen", "B: 3 trained", "A: 3 trained"]
-    start = shown.index("2 · B A") + 1
-    assert shown[start : start + 9] == ["4", "0", "5", "2", "3", "2", "-1", "1", "0"]
+    assert "2 · B A" in shown
+    cells, _, digits = left.collections
+    both = [4, 0, 5, 2, 3, 2, -1, 1, 0]
+    assert cells.get_array().tolist()[-9:] == both
+    pairs = zip(both, cells.get_paths()[-9:], digits.get_paths()[-9:], strict=True)
+    for number, cell, path in pairs:
+        outline = lora_figures.outline(str(number)).vertices
+        middle = cell.get_extents().get_points().mean(axis=0)
+        assert path.vertices == pytest.approx(outline + middle)
 
 
 @pytest.mark.parametrize("scaling", [0.0, 0.5, 2.0])
@@ -65,7 +72,11 @@ def test_low_rank_shows_the_best_approximation_and_its_rest(rank):
     matrix = torch.randn(80, 64, generator=torch.Generator().manual_seed(0))
     U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
     figure = lora_figures.low_rank(matrix, (U, S, Vh), rank)
-    whole, near, rest = (torch.as_tensor(axes.images[0].get_array()) for axes in figure.axes[:3])
+    [axes] = figure.axes
+    *parts, scale = (torch.as_tensor(image.get_array()) for image in axes.images)
+    whole, near, rest = parts
+    assert len({image.get_clim() for image in axes.images}) == 1
+    assert axes.images[3].get_clim() == (scale.min(), scale.max())
     best = U[:, :rank] @ S[:rank].diag() @ Vh[:rank]
     torch.testing.assert_close(near, best[:32, :32])
     torch.testing.assert_close(near + rest, whole)

@@ -14,7 +14,12 @@ def draw(height, name="bar"):
     figure, axes = plt.subplots(figsize=(2, 1))
     axes.bar([name], [height])
     axes.set(ylim=(0, 10))
-    return figure
+    return figure, f"{name} {height:g}"
+
+
+def picture_of(*values):
+    figure, _ = draw(*values)
+    return widgets.png(figure)
 
 
 @pytest.fixture
@@ -34,7 +39,7 @@ def shown(monkeypatch):
 def test_a_move_of_a_slider_changes_the_picture_and_the_numbers(shown):
     height = ipywidgets.FloatSlider(value=1, max=10)
     name = ipywidgets.Text("a")
-    widgets.explore(draw, lambda height, name: f"{name} {height:g}", height=height, name=name)
+    widgets.explore(draw, height=height, name=name)
     [(box, bundle)] = shown
     assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == box.model_id
     first, second, numbers, picture = box.children
@@ -42,7 +47,7 @@ def test_a_move_of_a_slider_changes_the_picture_and_the_numbers(shown):
     before = picture.value
     height.value = 4
     assert numbers.value == "a 4"
-    assert picture.value == widgets.png(draw(4, "a")) != before
+    assert picture.value == picture_of(4, "a") != before
     name.value = "b"
     assert numbers.value == "b 4"
 
@@ -58,7 +63,7 @@ def test_the_first_picture_is_stored_and_the_text_never_changes(shown):
     for height in (1, 2):
         widgets.explore(draw, height=ipywidgets.FloatSlider(value=height))
     (_, first), (_, second) = shown
-    assert base64.b64decode(first["image/png"]) == widgets.png(draw(1))
+    assert base64.b64decode(first["image/png"]) == picture_of(1)
     assert first["text/plain"] == second["text/plain"]
 
 
