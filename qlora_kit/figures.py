@@ -1,4 +1,4 @@
-"""Pictures in one style, which importing this module sets. Each function returns a Figure.
+"""Pictures in one style, which importing this module sets. Each is a function, returning a Figure.
 
 Colours are Okabe and Ito's, which people with any common colour blindness can tell apart
 (jfly.uni-koeln.de/color, 2008).

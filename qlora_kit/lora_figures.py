@@ -47,7 +47,7 @@ def rank_one(W, A, B, scaling, x):
 
     before, after = W @ x, (W + change) @ x
     reach = 10 * max(1, math.ceil(torch.stack([before, after]).abs().max() / 10))
-    ticks = {place: place for place in (-reach, 0, reach)}
+    ticks = {place: place for place in (-reach, reach)}
     limits = -1.15 * reach, 1.15 * reach
     place, names = (0.745, 0.17, 0.245, 0.6125), ("first output", "second output")
     right = frame(figure, place, limits, limits, ticks, ticks, *names)

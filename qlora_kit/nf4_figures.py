@@ -75,8 +75,8 @@ def over_levels(scaled, codes, levels):
     ticks = {-1: "-1", 0: "0", 1: "1"}, {0: "0%", 0.02: "2%", 0.04: "4%"}
     names = "scaled weight (orange: the levels)", share
     left = frame(figure, (0.05, 0.18, 0.53, 0.7), (-1.02, 1.02), (0, 0.055), *ticks, *names)
-    counts, edges = torch.histogram(scaled.flatten(), bins=81, range=(-1, 1))
-    left.stairs(counts / scaled.numel(), edges, fill=True, color=BLUE, alpha=0.5)
+    shares = torch.histc(scaled, bins=81, min=-1, max=1) / scaled.numel()
+    left.stairs(shares, torch.linspace(-1, 1, 82), fill=True, color=BLUE, alpha=0.5)
     left.vlines(levels, 0, 1, color=ORANGE, linewidth=1.2)
 
     used = torch.bincount(codes.flatten(), minlength=len(levels)) / codes.numel()

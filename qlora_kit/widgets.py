@@ -58,8 +58,11 @@ def nothing_collected():
 
 
 def png(figure):
-    """A Figure as bytes of a PNG. The figure is closed, so that the notebook does not show it."""
+    """A Figure as bytes of a PNG, packed in haste: a tenth larger, in three quarters of the time.
+
+    The figure is closed, so that the notebook does not show it.
+    """
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png", pil_kwargs={"compress_level": 1})
     plt.close(figure)
     return buffer.getvalue()
