@@ -24,8 +24,8 @@ def explore(move, **controls):
     def update(*_):
         values = {name: control.value for name, control in controls.items()}
         with nothing_collected():
-            figure, numbers.value = move(**values)
-            picture.value = png(figure)
+            figure, words = move(**values)
+            picture.value, numbers.value = png(figure), words
 
     update()
     for name, control in controls.items():
