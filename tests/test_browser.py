@@ -200,9 +200,10 @@ def test_the_notebook_runs_and_its_sliders_move_its_pictures(jupyter, path, chro
                 playwright.expect(slider).not_to_have_class(re.compile("noUi-state-tap"))
                 slider.click(position={"x": share * bar["width"], "y": bar["height"] / 2})
                 start = time.monotonic()
+                time.sleep(0.3)  # so that looking does not slow down what is looked at
                 while picture.evaluate(DIGEST) == shown or numbers.inner_text() == said:
                     assert time.monotonic() - start < 120, f"nothing changed: {said}"
-                    time.sleep(0.05)  # so that looking does not slow down what is looked at
+                    time.sleep(0.05)
         seen = sorted(widget.evaluate("box => box.seen"))
         print(
             f"{path.stem}, widget {number}: {len(seen)} moves, median "
