@@ -69,17 +69,19 @@ def number_line(value, levels):
     return figure
 
 
-def over_levels(scaled, codes, levels):
-    """Left the scaled weights over the levels, right how often each code is used."""
+def over_levels(heights, used, levels):
+    """Left the scaled weights over the levels, right how often each code is used.
+
+    `heights` is a histogram from -1 to 1, `used` holds a number for each code, both as shares.
+    """
     figure, share = canvas(9, 3), "share of the weights"
     ticks = {-1: "-1", 0: "0", 1: "1"}, {0: "0%", 0.02: "2%", 0.04: "4%"}
     names = "scaled weight (orange: the levels)", share
     left = frame(figure, (0.05, 0.18, 0.53, 0.7), (-1.02, 1.02), (0, 0.055), *ticks, *names)
-    shares = torch.histc(scaled, bins=81, min=-1, max=1) / scaled.numel()
-    left.stairs(shares, torch.linspace(-1, 1, 82), fill=True, color=BLUE, alpha=0.5)
+    edges = torch.linspace(-1, 1, len(heights) + 1)
+    left.stairs(heights, edges, fill=True, color=BLUE, alpha=0.5)
     left.vlines(levels, 0, 1, color=ORANGE, linewidth=1.2)
 
-    used = torch.bincount(codes.flatten(), minlength=len(levels)) / codes.numel()
     ticks = {0: "0", 5: "5", 10: "10", 15: "15"}, {0: "0%", 0.05: "5%", 0.1: "10%"}
     names = "code (dashed: all used equally)", share
     high = 1.05 * max(0.12, used.max().item())
