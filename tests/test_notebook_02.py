@@ -59,6 +59,11 @@ def test_the_errors_are_the_known_ones_and_lloyd_max_wins():
     assert real == pytest.approx(normal, rel=0.02), "that it was in 4 bits before hardly matters"
 
 
+def test_no_matrix_of_the_model_is_far_from_the_best():
+    best, worst = (numbers(line)[-1] for line in printed("layers-counted"))
+    assert 0.09 < best < numbers(printed("error")[0])[-1] < worst < 1.15 * best
+
+
 def test_nf4_is_worse_than_equal_steps_on_even_numbers_and_uses_codes_unequally():
     nf, uniform = numbers(printed("not-normal")[0].replace("NF4", ""))
     # Exact for equal steps: a 15th of the range 2, over sqrt(12), beside a uniform's 1 / sqrt(3).
