@@ -92,7 +92,7 @@ def rectangle(left, top, width, height):
 
 @functools.cache
 def outline(number):
-    """A number as a path around (0, 0), which takes a tenth of the time of matplotlib's text."""
+    """A number as a path around (0, 0), which takes a seventh of the time of a text."""
     path = TextPath((0, 0), number, size=0.33)
     box = path.get_extents()
     return path.transformed(Affine2D().translate(-box.x0 - box.width / 2, -0.12).scale(1, -1))
