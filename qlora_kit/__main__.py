@@ -3,7 +3,6 @@
 import argparse
 import sys
 
-from qlora_kit import bootstrap
 from qlora_kit.errors import KitError
 
 
@@ -120,9 +119,11 @@ def main():
         stream.reconfigure(encoding="utf-8", errors="replace")
     arguments = parser().parse_args()
     try:
+        from qlora_kit import bootstrap  # says so where this is no clone
+
         if arguments.command != "link":
             bootstrap.ensure(arguments.command)
-        from qlora_kit import commands
+        from qlora_kit.cli import commands
 
         return getattr(commands, arguments.command)(arguments)
     except KeyboardInterrupt:

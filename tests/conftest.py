@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from qlora_kit import fetch, models
-from qlora_kit.bootstrap import ROOT
+from qlora_kit.paths import ROOT
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +27,7 @@ def gemma_1b(tmp_path_factory):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from qlora_kit import architectures
+    from qlora_kit.memory import architectures
 
     folder = tmp_path_factory.mktemp("gemma-3-1b")
     _, small = models.get_weights(models.PROFILES["gemma-3-270m"])

@@ -10,10 +10,14 @@ import pytest
 import torch
 import transformers
 
-from qlora_kit import bench, bench_train, bootstrap, commands, models, tickets
+from qlora_kit import bootstrap, models
 from qlora_kit.__main__ import parser
-from qlora_kit.bootstrap import ROOT
+from qlora_kit.bench import nf4 as bench
+from qlora_kit.bench import training
+from qlora_kit.cli import commands
+from qlora_kit.data import tickets
 from qlora_kit.errors import KitError
+from qlora_kit.paths import DATA, ROOT
 
 
 def test_a_ratio_is_the_librarys_seconds_over_the_kits():
@@ -88,8 +92,8 @@ def run_of(seconds, **figures):
 
 
 def test_the_key_figures_of_three_trainings():
-    runs = {"a": [run_of(120.0)], "b": [run_of(60.0)], "c": [run_of(50.0)]}
-    result = bench_train.compare({key: bench_train.fastest(done) for key, done in runs.items()})
+    runs = {"defaults": [run_of(120.0)], "kit": [run_of(60.0)], "lora": [run_of(50.0)]}
+    result = training.compare({key: training.fastest(done) for key, done in runs.items()})
     assert result["ratio"] == pytest.approx(2.0)
     assert result["qlora_over_lora"] == pytest.approx(50 / 60)
     assert result["matmul_share"] == pytest.approx(30 / 60)  # 3e12 operations at 1e11 a second
@@ -98,7 +102,7 @@ def test_the_key_figures_of_three_trainings():
 
 def test_the_fastest_round_counts():
     rounds = [run_of(60.0, product_rate=2e11), run_of(50.0, heldout_loss=1.0)]
-    best = bench_train.fastest(rounds)
+    best = training.fastest(rounds)
     assert (best["seconds"], best["heldout_loss"], best["tokens_per_second"]) == (50.0, 1.0, 120.0)
     assert best["seconds_of_all_rounds"] == [60.0, 50.0]
     assert best["product_rate"] == 2e11
@@ -106,10 +110,10 @@ def test_the_fastest_round_counts():
 
 @pytest.mark.parametrize("figure", ["steps", "tokens", "learnt"])
 def test_trainings_that_did_not_do_the_same_are_not_compared(figure):
-    runs = {key: bench_train.fastest([run_of(60.0)]) for key in "abc"}
-    runs["b"][figure] += 1
+    runs = {key: training.fastest([run_of(60.0)]) for key in training.NAMES}
+    runs["kit"][figure] += 1
     with pytest.raises(KitError, match="differ"):
-        bench_train.compare(runs)
+        training.compare(runs)
 
 
 def test_the_three_trainings_take_turns(monkeypatch):
@@ -119,21 +123,21 @@ def test_the_three_trainings_take_turns(monkeypatch):
         calls.append((letter, rows))
         return run_of(60.0)
 
-    monkeypatch.setattr(bench_train, "in_a_process", in_a_process)
+    monkeypatch.setattr(training, "in_a_process", in_a_process)
     monkeypatch.setattr(models, "get_weights", lambda profile: (profile, None))
-    bench_train.bench_train(rows=8, rounds=2)
-    assert calls == [("a", 8), ("b", 8), ("c", 8)] * 2
+    training.bench_train(rows=8, rounds=2)
+    assert calls == [("defaults", 8), ("kit", 8), ("lora", 8)] * 2
 
 
 def test_a_training_that_fails_says_why():
-    with pytest.raises(KitError, match=r"Training b ended with status 1: .*no profile"):
-        bench_train.in_a_process("b", "no-such", 8)
+    with pytest.raises(KitError, match=r"Training kit ended with status 1: .*no profile"):
+        training.in_a_process("kit", "no-such", 8)
 
 
 def test_bench_train_prints_a_table_or_one_json_object(monkeypatch, capsys):
-    runs = {"a": run_of(120.0), "b": run_of(60.0), "c": run_of(50.0)}
-    result = bench_train.compare({key: bench_train.fastest([run]) for key, run in runs.items()})
-    monkeypatch.setattr(bench_train, "bench_train", lambda: result)
+    runs = {"defaults": run_of(120.0), "kit": run_of(60.0), "lora": run_of(50.0)}
+    result = training.compare({key: training.fastest([run]) for key, run in runs.items()})
+    monkeypatch.setattr(training, "bench_train", lambda: result)
     assert commands.bench(parser().parse_args(["bench", "train", "--json"])) == 0
     assert json.loads(capsys.readouterr().out) == result
     commands.bench(parser().parse_args(["bench", "train"]))
@@ -159,13 +163,13 @@ class TwoLayers(torch.nn.Module):
 
 
 def test_operations_are_four_a_parameter_and_token_and_the_heads_four_a_learnt_one():
-    assert bench_train.operations(TwoLayers(), tokens=7, learnt=3) == 4 * (48 * 7 + 40 * 3)
+    assert training.operations(TwoLayers(), tokens=7, learnt=3) == 4 * (48 * 7 + 40 * 3)
 
 
 def test_the_rate_is_that_of_the_best_product_of_the_layers_shapes(monkeypatch):
     now = iter(range(1000))  # every product takes one second, so the largest has the best rate
-    monkeypatch.setattr(bench_train, "time", types.SimpleNamespace(perf_counter=now.__next__))
-    rate = bench_train.product_rate(TwoLayers(), tokens=7, dtype=torch.float32, repetitions=2)
+    monkeypatch.setattr(training, "time", types.SimpleNamespace(perf_counter=now.__next__))
+    rate = training.product_rate(TwoLayers(), tokens=7, dtype=torch.float32, repetitions=2)
     assert rate == 2 * 7 * 4 * 10
 
 
@@ -175,8 +179,8 @@ def test_a_row_is_just_long_enough_for_all_examples_to_fit():
     )
     examples = [{"prompt": [n], "completion": []} for n in (5, 4, 3, 3, 3)]
     # 18 tokens would fill three rows of 6, but no row of 6 holds a 5 or a 4 and another example.
-    assert bench_train.row_length(examples, tokenizer, rows=3) == 7
-    assert bench_train.row_length(examples, tokenizer, rows=5) == 5
+    assert training.row_length(examples, tokenizer, rows=3) == 7
+    assert training.row_length(examples, tokenizer, rows=5) == 5
 
 
 @pytest.fixture
@@ -203,9 +207,9 @@ def tiny(smollm2, tmp_path, monkeypatch):
 
 
 def tiny_trainer(letter, profile, folder, rows=16):
-    model, tokenizer = bench_train.load(letter, profile)
-    transformers.set_seed(bench_train.SEED)
-    return bench_train.make_trainer(letter, profile, model, tokenizer, rows, str(folder))
+    model, tokenizer = training.load(letter, profile)
+    transformers.set_seed(training.SEED)
+    return training.make_trainer(letter, profile, model, tokenizer, rows, str(folder))
 
 
 def test_the_three_trainings_are_what_they_say(tiny, tmp_path):
@@ -248,9 +252,9 @@ def test_the_kits_arguments_are_those_of_notebook_06(tiny):
     cell = next(cell for cell in book["cells"] if cell["id"] == "config")
     names = {"recipe": tiny.recipe, "dtypes": models.pick_dtypes(), "seed": 0}
     notebook = {}
-    names |= {"SFTConfig": notebook.update, "finetune": bench_train.finetune}
+    names |= {"SFTConfig": notebook.update, "finetune": training.finetune}
     exec("".join(cell["source"]), names)
-    kit = bench_train.kit_arguments(tiny.recipe)
+    kit = training.kit_arguments(tiny.recipe)
     shared = set(kit) - {"gradient_accumulation_steps"}  # two rows are a step here
     assert {name: notebook[name] for name in shared} == {name: kit[name] for name in shared}
     not_of_the_recipe = ("logging", "save", "output_dir", "report_to", "seed", "use_cpu")
@@ -259,11 +263,11 @@ def test_the_kits_arguments_are_those_of_notebook_06(tiny):
 
 
 def test_a_tiny_model_goes_through_all_three(tiny):
-    runs = {key: bench_train.fastest([bench_train.train(key, tiny, rows=16)]) for key in "abc"}
-    result = bench_train.compare(json.loads(json.dumps(runs)))
+    runs = {key: training.fastest([training.train(key, tiny, rows=16)]) for key in training.NAMES}
+    result = training.compare(json.loads(json.dumps(runs)))
     check_sanity(result, steps=2)
-    train = tickets.load(tickets.DATA / "tickets_train.jsonl")
-    assert runs["b"]["tokens"] > 16 * len(train[0].ticket.split())
+    train = tickets.load(DATA / "tickets_train.jsonl")
+    assert runs["kit"]["tokens"] > 16 * len(train[0].ticket.split())
 
 
 def check_sanity(result, steps):
@@ -282,4 +286,4 @@ def check_sanity(result, steps):
 
 @pytest.mark.full
 def test_bench_train_on_the_default_model():
-    check_sanity(bench_train.bench_train(rows=16, rounds=1), steps=2)
+    check_sanity(training.bench_train(rows=16, rounds=1), steps=2)

@@ -3,7 +3,6 @@
 import ast
 import json
 import os
-import pathlib
 import shutil
 import subprocess
 import sys
@@ -13,9 +12,10 @@ import venv
 import pytest
 
 import qlora_kit
-from qlora_kit import bootstrap, commands
-from qlora_kit.bootstrap import ROOT
+from qlora_kit import bootstrap
+from qlora_kit.cli import link
 from qlora_kit.errors import KitError
+from qlora_kit.paths import ROOT
 
 
 @pytest.fixture
@@ -180,124 +180,14 @@ def test_a_version_out_of_range_is_missing(monkeypatch):
 
 
 @pytest.fixture
-def colab(monkeypatch):
-    """A machine with these packages, by name and version, where pip's calls are noted instead.
-
-    `colab.wanted` is what pip is asked for; it then has what `colab.brings` says.
-    """
-    machine = types.SimpleNamespace(packages={}, wanted=["trl>=1.16,<2"], brings={}, calls=[])
-
-    def version(name):
-        try:
-            return machine.packages[name]
-        except KeyError:
-            raise bootstrap.importlib.metadata.PackageNotFoundError(name) from None
-
-    def distributions():
-        return [
-            types.SimpleNamespace(metadata={"Name": name}, version=version)
-            for name, version in machine.packages.items()
-        ]
-
-    def run(command, **_):
-        machine.calls.append(command)
-        if "uninstall" in command:
-            del machine.packages[command[-1]]
-        else:
-            constraints = command[command.index("-c") + 1]
-            machine.constraints = pathlib.Path(constraints).read_text().split()
-            machine.packages |= machine.brings
-            machine.wanted = []
-        return types.SimpleNamespace(returncode=0)
-
-    metadata = bootstrap.importlib.metadata
-    monkeypatch.setattr(metadata, "version", version)
-    monkeypatch.setattr(metadata, "distributions", distributions)
-    monkeypatch.setattr(
-        metadata, "packages_distributions", lambda: {name: [name] for name in machine.packages}
-    )
-    monkeypatch.setattr(bootstrap, "missing", lambda extras: machine.wanted)
-    monkeypatch.setattr(bootstrap, "replaced", set())
-    monkeypatch.setattr(bootstrap.subprocess, "run", run)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setenv("PYTHONPATH", "/env/python")
-    return machine
-
-
-def test_colab_gets_what_it_lacks_in_one_pip_command_and_once(colab):
-    colab.packages = {"torch": "2.11.0+cu128", "numpy": "2.1.3", "pyarrow": "18.1.0"}
-    colab.wanted = ["trl>=1.16,<2", "gguf>=0.19"]
-    bootstrap.install_on_colab()
-    [command] = colab.calls
-    assert command[-2:] == ["trl>=1.16,<2", "gguf>=0.19"]
-    assert colab.constraints == ["torch==2.11.0+cu128", "numpy==2.1.3"], "what must not move"
-    bootstrap.install_on_colab()
-    assert colab.calls == [command]
-
-
-def test_an_old_torchao_goes_and_a_new_one_stays(colab):
-    colab.wanted = []
-    colab.packages = {"torchao": "0.10.0"}
-    bootstrap.install_on_colab()
-    assert [command[3:] for command in colab.calls] == [
-        ["--disable-pip-version-check", "uninstall", "--yes", "torchao"]
-    ]
-    colab.packages = {"torchao": "0.16.0"}
-    bootstrap.install_on_colab()
-    assert len(colab.calls) == 1
-
-
-def test_a_loaded_module_that_was_replaced_calls_for_a_restart(colab, monkeypatch):
-    colab.packages = {"a_table": "18.1.0", "a_hub": "1.27.0", "a_plot": "3.10"}
-    colab.brings = {"a_table": "26.0.0", "a_hub": "1.33.0"}
-    monkeypatch.setitem(sys.modules, "a_table", types.ModuleType("a_table"))
-    monkeypatch.setitem(sys.modules, "a_plot", types.ModuleType("a_plot"))
-    for _ in range(2):  # running the cell again does not help
-        with pytest.raises(KitError, match=r"loaded a_table in another version: .* Restart"):
-            bootstrap.install_on_colab()
-    assert len(colab.calls) == 1
-    monkeypatch.setattr(bootstrap, "replaced", set())  # a new process
-    bootstrap.install_on_colab()
-
-
-def test_a_pip_that_fails_on_colab_is_one_sentence(colab, monkeypatch):
-    said = "WARNING: slow\nERROR: No matching distribution found for trl\n"
-    failed = types.SimpleNamespace(returncode=1, stderr=said)
-    monkeypatch.setattr(bootstrap.subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(KitError, match=r"^pip install failed \(No matching .* for trl\)\. Look"):
-        bootstrap.install_on_colab()
-
-
-def test_the_kit_is_importable_from_everywhere_and_listed_once(colab, tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT.parent)
-    sys.path[:0] = [ROOT.name, "", str(ROOT)]  # as the set-up cell has it
-    colab.wanted = []
-    for _ in range(2):
-        bootstrap.install_on_colab()
-    assert [entry for entry in sys.path if entry and os.path.realpath(entry) == str(ROOT)] == [
-        str(ROOT)
-    ]
-    assert "" in sys.path, "the working folder is not the kit's to remove"
-    assert os.environ["PYTHONPATH"] == os.pathsep.join([str(ROOT), "/env/python"])
-    child = [sys.executable, "-c", "import qlora_kit"]
-    assert subprocess.call(child, cwd=tmp_path) == 0
-
-
-def test_an_error_of_the_kit_is_one_line_in_a_notebook():
-    assert KitError("Do this.")._render_traceback_() == ["KitError: Do this."]
-
-
-@pytest.fixture
 def hosting(tmp_path, monkeypatch):
     """A bare clone of a small kit that git takes for the hosting site; the set-up cell, to run."""
     work, bare = tmp_path / "work", tmp_path / "bare.git"
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"]
     (work / "qlora_kit").mkdir(parents=True)
     (work / "qlora_kit" / "__init__.py").write_text("")
-    (work / "qlora_kit" / "bootstrap.py").write_text(
-        "import pathlib\n"
-        "def install_on_colab():\n"
-        "    print(pathlib.Path('qlora-kit/which').read_text())\n"
+    (work / "qlora_kit" / "colab.py").write_text(
+        "import pathlib\ndef install():\n    print(pathlib.Path('qlora-kit/which').read_text())\n"
     )
 
     def commit(which):
@@ -308,7 +198,7 @@ def hosting(tmp_path, monkeypatch):
     subprocess.run([*git, "init", "-q", str(work)], check=True)
     commit("the release")
     subprocess.run([*git, "clone", "-q", "--bare", str(work), str(bare)], check=True)
-    address = f"https://github.com/{commands.linked_repository()}"
+    address = f"https://github.com/{link.linked_repository()}"
     monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
     monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.{bare.as_uri()}.insteadOf")
     monkeypatch.setenv("GIT_CONFIG_VALUE_0", address)

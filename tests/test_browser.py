@@ -22,7 +22,7 @@ import urllib.request
 import nbformat
 import pytest
 
-from qlora_kit.bootstrap import ROOT
+from qlora_kit.paths import ROOT
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

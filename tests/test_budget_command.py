@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from qlora_kit import __main__, architectures, memory
+from qlora_kit import __main__, bootstrap, memory
 from qlora_kit.errors import KitError
+from qlora_kit.memory import architectures
 
 
 @pytest.fixture
@@ -15,7 +16,7 @@ def budget(monkeypatch, capsys):
 
     def run(arguments):
         monkeypatch.setattr(sys, "argv", ["qlora_kit", "budget", *arguments.split()])
-        monkeypatch.setattr(__main__.bootstrap, "ensure", lambda command: None)
+        monkeypatch.setattr(bootstrap, "ensure", lambda command: None)
         status = __main__.main()
         printed = capsys.readouterr()
         return status, printed.out, printed.err

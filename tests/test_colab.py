@@ -18,8 +18,9 @@ import nbformat
 import pytest
 
 import qlora_kit
-from qlora_kit import commands
-from qlora_kit.bootstrap import ROOT, normal
+from qlora_kit.cli import link
+from qlora_kit.colab import normal
+from qlora_kit.paths import ROOT
 
 pytestmark = [
     pytest.mark.full,
@@ -72,7 +73,7 @@ def colab(tmp_path_factory):
         "QLORA_KIT_PROFILE": "smollm2-135m-short",
         "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": f"url.{host(place).as_uri()}.insteadOf",
-        "GIT_CONFIG_VALUE_0": f"https://github.com/{commands.linked_repository()}",
+        "GIT_CONFIG_VALUE_0": f"https://github.com/{link.linked_repository()}",
     }
 
     def execute(book):
@@ -176,7 +177,7 @@ def test_it_runs_on_colabs_libraries_with_this_machines_python_and_torch(ready, 
     [set_up] = [cell for cell in book.cells if cell.id == "set-up"]
     assert set_up.outputs == [], "the set-up cell has found something to do again"
     assert ready.versions() == ready.after
-    if any("runs.offer(" in cell.source for cell in book.cells):
+    if any("notebook.download_link(" in cell.source for cell in book.cells):
         asked = (ready.work / "downloads.txt").read_text().splitlines()
         assert asked[-1].endswith("adapter.zip")
 

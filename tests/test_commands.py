@@ -8,9 +8,9 @@ import types
 import nbformat
 import pytest
 
-from qlora_kit import commands
-from qlora_kit.bootstrap import ROOT
+from qlora_kit.cli import commands, link, notebooks, tables
 from qlora_kit.errors import KitError
+from qlora_kit.paths import ROOT
 
 
 @pytest.mark.parametrize(
@@ -24,13 +24,13 @@ from qlora_kit.errors import KitError
     ],
 )
 def test_settings_are_literals_or_text(text, expected):
-    assert commands.setting(text) == expected
+    assert notebooks.setting(text) == expected
 
 
 @pytest.mark.parametrize("text", ["seed", "=1", "a b=1"])
 def test_a_setting_of_another_form_is_refused(text):
     with pytest.raises(KitError, match="NAME=VALUE"):
-        commands.setting(text)
+        notebooks.setting(text)
 
 
 def test_an_unknown_notebook_names_the_known_ones():
@@ -42,7 +42,7 @@ def test_an_unknown_notebook_names_the_known_ones():
 @pytest.fixture
 def notebook(tmp_path, monkeypatch, write_notebook):
     """Writes a small notebook 01 of the given cells, the only one that there is."""
-    monkeypatch.setattr(commands, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
     return lambda *sources: write_notebook(tmp_path / "01_small.ipynb", *sources)
 
 
@@ -50,19 +50,19 @@ def test_run_sets_parameters_and_keeps_the_executed_copy(notebook, tmp_path):
     book = notebook("seed = 0", "print(seed + 1)")
     folder = tmp_path / "run"
     folder.mkdir()
-    commands.execute(book, folder, {"seed": 41})
+    notebooks.execute(book, folder, {"seed": 41})
     executed = nbformat.read(folder / book.name, as_version=4)
     assert executed.cells[-1].outputs[0].text == "42\n"
 
 
 def test_an_unknown_parameter_names_the_known_ones(notebook):
     with pytest.raises(KitError, match="has no parameter sead; it has seed"):
-        commands.checked(notebook("seed = 0"), ["sead=1"])
+        notebooks.checked(notebook("seed = 0"), ["sead=1"])
 
 
 def test_a_folder_is_taken_from_where_the_user_stands(notebook, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    values = commands.checked(notebook("data_dir = ''\nseed = 0"), ["data_dir=mine", "seed=1"])
+    values = notebooks.checked(notebook("data_dir = ''\nseed = 0"), ["data_dir=mine", "seed=1"])
     assert values == {"data_dir": str(tmp_path / "mine"), "seed": 1}
 
 
@@ -71,7 +71,7 @@ def test_a_process_that_was_killed_is_one_sentence(notebook, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     with pytest.raises(KitError, match="memory ran out"):
-        commands.execute(book, folder, {})
+        notebooks.execute(book, folder, {})
 
 
 def test_a_failing_cell_is_one_sentence_and_the_copy_is_kept(notebook, tmp_path):
@@ -79,13 +79,13 @@ def test_a_failing_cell_is_one_sentence_and_the_copy_is_kept(notebook, tmp_path)
     folder = tmp_path / "run"
     folder.mkdir()
     with pytest.raises(KitError, match="failed with ZeroDivisionError"):
-        commands.execute(book, folder, {"seed": 0})
+        notebooks.execute(book, folder, {"seed": 0})
     assert (folder / book.name).exists()
 
 
 def test_store_keeps_the_outputs_of_a_whole_run_only(notebook):
     book = notebook("x = 1", "print(x)")
-    commands.store(book)
+    notebooks.store(book)
     stored = nbformat.read(book, as_version=4)
     assert [cell.execution_count for cell in stored.cells] == [1, 2]
     assert "execution" not in stored.cells[1].metadata
@@ -93,7 +93,7 @@ def test_store_keeps_the_outputs_of_a_whole_run_only(notebook):
     broken = notebook("x = 1", "print(y)")
     before = broken.read_bytes()
     with pytest.raises(Exception, match="NameError"):
-        commands.store(broken)
+        notebooks.store(broken)
     assert broken.read_bytes() == before
 
 
@@ -103,8 +103,8 @@ def copy(tmp_path, monkeypatch):
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
-    monkeypatch.setattr(commands, "ROOT", tmp_path)
-    monkeypatch.setattr(commands, "NOTEBOOKS", tmp_path / "notebooks")
+    monkeypatch.setattr(link, "ROOT", tmp_path)
+    monkeypatch.setattr(link, "NOTEBOOKS", tmp_path / "notebooks")
     return tmp_path
 
 
@@ -113,7 +113,7 @@ def test_link_stamps_every_address_and_can_be_repeated(copy):
         files = [copy / "README.md", copy / "pyproject.toml", *copy.glob("notebooks/*.ipynb")]
         return "\n".join(file.read_text(encoding="utf-8") for file in files)
 
-    old = commands.linked_repository()
+    old = link.linked_repository()
     with open(copy / "README.md", "a", encoding="utf-8") as readme:
         readme.write(f"https://mybinder.org/v2/gh/{old}/main?urlpath=lab\n")
     original = text()
@@ -150,7 +150,7 @@ def test_the_table_shows_before_and_after():
         "peak_memory_bytes": 2_500_000_000,
         "adapter_bytes": 19_600_000,
     }
-    table = commands.before_and_after(report)
+    table = tables.before_and_after(report)
     assert "200 held-out tickets" in table
     assert "12.5%   80.0%" in table
     assert "4,884,480 of 139,399,488 parameters" in table
@@ -164,7 +164,7 @@ def test_a_stored_picture_looks_the_same_in_fewer_bytes():
     figure.subplots().plot([1, 3, 2], color="#E69F00")
     figure.savefig(buffer, format="png")
     picture = base64.b64encode(buffer.getvalue()).decode()
-    smaller = commands.smaller(picture)
+    smaller = notebooks.smaller(picture)
     assert len(smaller) < len(picture) / 2
     before, after = (
         Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB") for text in (picture, smaller)

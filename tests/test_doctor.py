@@ -23,7 +23,11 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from qlora_kit import doctor, doctor_batch, finetune, models, tickets
+from qlora_kit import doctor, models, profiles
+from qlora_kit.data import tickets
+from qlora_kit.doctor.batch import turn_end
+from qlora_kit.paths import DATA
+from qlora_kit.training import quirks
 
 # Gemma's way: one <bos> at the start, and a token that ends each turn.
 TEMPLATE = (
@@ -107,7 +111,7 @@ def only(findings, level, *words):
 
 def test_a_report_has_a_mark_in_words_and_one_line_if_all_is_well():
     found = [
-        doctor.Finding("stop", "it broke", "because of " + "this " * 40, "mend it"),
+        doctor.Finding("error", "it broke", "because of " + "this " * 40, "mend it"),
         doctor.Finding("ok", "Python"),
     ]
     lines = doctor.report("the model", found).splitlines()
@@ -129,7 +133,7 @@ def test_an_adapter_that_was_loaded_for_answering_is_not_trained(adapted, base, 
     adapted.save_pretrained(tmp_path)
     only(
         doctor.model(PeftModel.from_pretrained(load(base), tmp_path)),
-        "stop",
+        "error",
         "no parameter is trained",
     )
     again = PeftModel.from_pretrained(load(base), tmp_path, is_trainable=True)
@@ -140,14 +144,14 @@ def test_an_unfrozen_embedding_and_norms_are_named_and_counted(adapted):
     for parameter in adapted.parameters():
         if parameter.is_floating_point():  # all that requires_grad_ does not refuse
             parameter.requires_grad_(True)
-    only(doctor.model(adapted), "stop", "embedding (1)", "norms (3)")
+    only(doctor.model(adapted), "error", "embedding (1)", "norms (3)")
 
 
 def test_an_unfrozen_16_bit_base_is_seen():
     model = get_peft_model(LlamaForCausalLM(shape()), LoraConfig(**LORA))
     assert doctor.model(model) == []
     model.requires_grad_(True)
-    only(doctor.model(model), "stop", "layers (7)")
+    only(doctor.model(model), "error", "layers (7)")
 
 
 def test_modules_to_save_are_no_part_of_the_base(base):
@@ -156,14 +160,14 @@ def test_modules_to_save_are_no_part_of_the_base(base):
 
 
 @pytest.mark.parametrize(
-    "dtype, level", [(torch.bfloat16, "attention"), (torch.float16, "stop")], ids=str
+    "dtype, level", [(torch.bfloat16, "warning"), (torch.float16, "error")], ids=str
 )
 def test_adapters_in_16_bits_are_seen(adapted, dtype, level):
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
     only(doctor.model(adapted), level, f"{str(dtype).removeprefix('torch.')} (14)")
-    finetune.adapters_to_float32(adapted)
+    quirks.adapters_to_float32(adapted)
     assert doctor.model(adapted) == []
 
 
@@ -171,17 +175,17 @@ def test_adapters_in_16_bits_are_seen(adapted, dtype, level):
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
 def test_an_adapter_put_on_twice_is_seen(adapted, tmp_path):
     twice = get_peft_model(adapted, LoraConfig(**LORA))
-    only(doctor.model(twice), "stop", "put on twice")
+    only(doctor.model(twice), "error", "put on twice")
     twice.save_pretrained(tmp_path, save_embedding_layers=False)
     found = doctor.adapter(tmp_path, shape())
-    only(found, "stop", "cannot be used: Target modules")
+    only(found, "error", "cannot be used: Target modules")
     assert len(found[0].title) < 170
 
 
 def test_a_missing_guard_is_seen_with_the_processor_faked(base, monkeypatch):
     monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)
     model = get_peft_model(load(base, guarded=False), LoraConfig(**LORA))
-    only(doctor.model(model), "stop", "7 4-bit weights can be repacked")
+    only(doctor.model(model), "error", "7 4-bit weights can be repacked")
     models.guard_cpu_repacking(model)
     assert doctor.model(model) == []
 
@@ -190,7 +194,7 @@ def test_a_repacked_weight_is_seen(adapted):
     layer = next(m for m in adapted.modules() if isinstance(m, bitsandbytes.nn.Linear4bit))
     weight = layer.weight  # what its forward pass does in eval mode on such a processor
     weight.data, _ = _convert_weight_packed_for_cpu(weight.data, weight.quant_state)
-    only(doctor.model(adapted), "stop", "1 4-bit weights were repacked")
+    only(doctor.model(adapted), "error", "1 4-bit weights were repacked")
 
 
 # The batch
@@ -218,7 +222,7 @@ def trainer(tmp_path):
                 bf16=False,
                 use_cpu=True,
                 report_to="none",
-                **finetune.checkpointing(False),
+                **quirks.checkpointing(False),
                 **settings,
             ),
             train_dataset=Dataset.from_list(rows),
@@ -233,7 +237,7 @@ def trainer(tmp_path):
 def test_the_doctor_is_silent_on_the_tickets_with_the_real_tokenizer(trainer, smollm2, packing):
     """SmolLM2's <|im_start|> is its BOS, and opens every turn."""
     _, tokenizer = smollm2
-    rows = tickets.examples(tickets.load(tickets.DATA / "tickets_dev.jsonl")[:20], reply_every=4)
+    rows = tickets.examples(tickets.load(DATA / "tickets_dev.jsonl")[:20], reply_every=4)
     made = trainer(tokenizer, rows, stop="<|im_end|>", packing=packing, max_length=256)
     assert doctor.batch(made, len(rows)) == []
 
@@ -256,7 +260,7 @@ def test_a_second_bos_is_seen(trainer):
     tokenizer = make_tokenizer(adds_bos=True)
     turns = CHAT[0]["prompt"] + CHAT[0]["completion"]
     rows = [{"text": tokenizer.apply_chat_template(turns, tokenize=False)}] * 3
-    only(doctor.batch(trainer(tokenizer, rows), 3), "stop", "3 of 3", "<bos> twice")
+    only(doctor.batch(trainer(tokenizer, rows), 3), "error", "3 of 3", "<bos> twice")
 
 
 def test_a_second_bos_is_seen_inside_a_packed_row(trainer):
@@ -265,19 +269,19 @@ def test_a_second_bos_is_seen_inside_a_packed_row(trainer):
     rows = [{"text": tokenizer.apply_chat_template(turns, tokenize=False)}] * 3
     made = trainer(tokenizer, rows, packing=True)
     assert len(made.train_dataset) == 1
-    only(doctor.batch(made, 3), "stop", "3 of 3", "<bos> twice")
+    only(doctor.batch(made, 3), "error", "3 of 3", "<bos> twice")
 
 
 def test_a_missing_bos_is_seen(trainer):
     rows = [{"text": "user hot tea <end> assistant cold <end>"}] * 3
-    only(doctor.batch(trainer(make_tokenizer(), rows)), "stop", "no example begins with <bos>")
+    only(doctor.batch(trainer(make_tokenizer(), rows)), "error", "no example begins with <bos>")
 
 
 @pytest.mark.parametrize(
     "template, end",
     [
-        (models.GEMMA_TURNS, "<end_of_turn>"),
-        (models.LLAMA_2_TURNS, "<eos>"),
+        (profiles.GEMMA_CHAT_TEMPLATE, "<end_of_turn>"),
+        (profiles.LLAMA_2_CHAT_TEMPLATE, "<eos>"),
         (TEMPLATE, "<end>"),
         (TEMPLATE.replace(" <end>", ""), "<eos>"),
         (None, "<eos>"),
@@ -287,20 +291,20 @@ def test_the_token_that_ends_an_answer_is_the_templates(template, end):
     """A newline after it does not count, be it an added token, as it is in Gemma's tokenizer."""
     tokenizer = make_tokenizer(chat_template=template)
     tokenizer.add_tokens(["\n", "<end_of_turn>"])
-    assert tokenizer.convert_ids_to_tokens(doctor_batch.turn_end(tokenizer)) == end
+    assert tokenizer.convert_ids_to_tokens(turn_end(tokenizer)) == end
 
 
 def test_generation_that_waits_for_another_stop_is_seen(trainer):
     made = trainer(make_tokenizer(), CHAT * 2, stop="<eos>")
     found = doctor.batch(made)
-    only(found, "stop", "does not stop at <end>")
+    only(found, "error", "does not stop at <end>")
     assert f"eos_token_id = {[WORDS.index('<eos>'), WORDS.index('<end>')]}" in found[0].fix
 
 
 def test_a_template_that_ends_no_answer_is_seen(trainer):
     template = TEMPLATE.replace(" <end>", "")
     made = trainer(make_tokenizer(chat_template=template), CHAT * 2, stop="<eos>")
-    only(doctor.batch(made), "stop", "<eos> is not learnt in 2 of 2 rows")
+    only(doctor.batch(made), "error", "<eos> is not learnt in 2 of 2 rows")
 
 
 def plain_trainer(tmp_path, tokenizer, rows, collator=None, **sizes):
@@ -322,7 +326,7 @@ def test_a_stop_that_is_masked_as_padding_is_seen(tmp_path):
         tokenizer = make_tokenizer(pad_token=pad)
         found = doctor.batch(plain_trainer(tmp_path, tokenizer, [tokenizer(text)] * 3))
         assert (found == []) is silent
-    only(found, "stop", "<end> is not learnt in 3 of 3 rows")
+    only(found, "error", "<end> is not learnt in 3 of 3 rows")
     assert "is the padding token too" in found[0].why
 
 
@@ -334,16 +338,16 @@ def test_a_pad_token_that_is_the_stop_is_harmless_with_trls_collator(trainer):
 def test_dropped_examples_are_counted(trainer):
     long = [{**CHAT[0], "prompt": [{"role": "user", "content": "tea " * 50}]}]
     made = trainer(make_tokenizer(), CHAT * 3 + long)
-    only(doctor.batch(made, 4), "attention", "1 of 4 examples were dropped")
+    only(doctor.batch(made, 4), "warning", "1 of 4 examples were dropped")
 
 
 def test_cut_off_answers_are_counted(trainer):
     long = [{**CHAT[0], "completion": [{"role": "assistant", "content": "tea " * 50}]}]
     made = trainer(make_tokenizer(), CHAT * 3 + long)
-    only(doctor.batch(made, 4), "attention", "<end> is not learnt in 1 of 4 rows")
+    only(doctor.batch(made, 4), "warning", "<end> is not learnt in 1 of 4 rows")
 
 
-@pytest.mark.parametrize("blank, level", [(1, "attention"), (3, "stop")])
+@pytest.mark.parametrize("blank, level", [(1, "warning"), (3, "error")])
 def test_rows_without_a_label_are_counted(tmp_path, trainer, blank, level):
     tokenizer = make_tokenizer()
     ids = tokenizer("<bos> user hot tea <end> assistant cold <end>")["input_ids"]
@@ -359,7 +363,7 @@ def test_rows_beyond_the_models_context_are_counted(tmp_path):
     tokenizer = make_tokenizer()
     rows = [tokenizer("<bos> user " + "tea " * n + "<end>") for n in (3, 40)]
     made = plain_trainer(tmp_path, tokenizer, rows, max_position_embeddings=32)
-    only(doctor.batch(made), "stop", "1 of 2 rows are longer than the model's context, 32 tokens")
+    only(doctor.batch(made), "error", "1 of 2 rows are longer than the model's context, 32 tokens")
 
 
 def test_rows_longer_than_max_length_are_counted(trainer):
@@ -367,7 +371,7 @@ def test_rows_longer_than_max_length_are_counted(trainer):
     rows = [{"input_ids": ids, "labels": ids}]
     settings = {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": 32}
     made = trainer(make_tokenizer(), rows, **settings)
-    only(doctor.batch(made), "attention", "1 of 1 rows are longer than max_length, 32 tokens")
+    only(doctor.batch(made), "warning", "1 of 1 rows are longer than max_length, 32 tokens")
 
 
 def test_looking_changes_no_random_number(trainer):
@@ -405,14 +409,14 @@ def test_float16_that_overflows_is_seen():
 
 
 def test_a_step_without_a_backward_pass_is_seen(adapted):
-    only(doctor.first_step(adapted, 1.0), "stop", "7 of 7 B matrices got no gradient")
+    only(doctor.first_step(adapted, 1.0), "error", "7 of 7 B matrices got no gradient")
 
 
 def test_a_and_b_that_both_start_at_zero_are_seen(adapted):
     for name, parameter in adapted.named_parameters():
         if "lora_A" in name:
             torch.nn.init.zeros_(parameter)
-    only(doctor.first_step(adapted, one_pass(adapted)), "stop", "7 of 7 B matrices")
+    only(doctor.first_step(adapted, one_pass(adapted)), "error", "7 of 7 B matrices")
 
 
 def test_one_frozen_b_is_named(adapted):
@@ -420,19 +424,19 @@ def test_one_frozen_b_is_named(adapted):
         if "up_proj.lora_B" in name:
             parameter.requires_grad_(False)
     found = doctor.first_step(adapted, one_pass(adapted))
-    only(found, "stop", "1 of 7 B matrices got no gradient")
+    only(found, "error", "1 of 7 B matrices got no gradient")
     assert "up_proj.lora_B" in found[0].fix
 
 
 def test_a_model_without_an_adapter_is_seen(base):
-    only(doctor.first_step(load(base), 1.0), "stop", "no adapter")
+    only(doctor.first_step(load(base), 1.0), "error", "no adapter")
 
 
 def test_the_doctor_is_silent_on_the_whole_path_of_notebook_06(trainer, smollm2, tmp_path):
     """The lines that the notebook has: a 4-bit base, packed tickets, one step, a saved adapter."""
     _, tokenizer = smollm2
     LlamaForCausalLM(shape(vocab_size=len(tokenizer))).save_pretrained(tmp_path / "base")
-    rows = tickets.examples(tickets.load(tickets.DATA / "tickets_dev.jsonl")[:20], reply_every=5)
+    rows = tickets.examples(tickets.load(DATA / "tickets_dev.jsonl")[:20], reply_every=5)
     made = trainer(
         tokenizer,
         rows,
@@ -443,7 +447,7 @@ def test_the_doctor_is_silent_on_the_whole_path_of_notebook_06(trainer, smollm2,
         max_length=256,
         per_device_train_batch_size=1,
     )
-    finetune.adapters_to_float32(made.model)
+    quirks.adapters_to_float32(made.model)
     assert doctor.model(made.model) == []
     assert doctor.batch(made, given=len(rows)) == []
 
@@ -493,25 +497,25 @@ def test_the_doctor_is_silent_on_an_adapter_and_its_base(base, tmp_path, setting
 def test_a_config_that_cannot_be_read_is_seen(folder, content):
     path = folder / "adapter_config.json"
     path.unlink() if content is None else path.write_text(content)
-    only(doctor.adapter(folder, shape()), "stop", "adapter_config.json cannot be used")
+    only(doctor.adapter(folder, shape()), "error", "adapter_config.json cannot be used")
 
 
 def test_a_base_that_only_this_machine_knows_is_seen(adapted, base, tmp_path):
     adapted.save_pretrained(tmp_path, save_embedding_layers=False)
-    only(doctor.adapter(tmp_path, shape()), "attention", f"calls its base {str(base)!r}")
+    only(doctor.adapter(tmp_path, shape()), "warning", f"calls its base {str(base)!r}")
 
 
 def test_a_file_that_was_cut_off_is_seen(folder):
     path = folder / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    only(doctor.adapter(folder, shape()), "stop", "cannot be read")
+    only(doctor.adapter(folder, shape()), "error", "cannot be read")
     path.unlink()
-    only(doctor.adapter(folder, shape()), "stop", "cannot be read")
+    only(doctor.adapter(folder, shape()), "error", "cannot be read")
 
 
 def test_another_base_is_seen_and_the_size_is_worked_out(folder):
     found = doctor.adapter(folder, shape(intermediate_size=256))
-    only(found, "stop", "3 tensors have another shape")
+    only(found, "error", "3 tensors have another shape")
     held = 4 * 4 * (64 + 64) + 3 * 4 * (64 + 128)  # r (in + out): four and three modules
     wanted = 4 * 4 * (64 + 64) + 3 * 4 * (64 + 256)
     assert f"holds {held:,} numbers" in found[0].why
@@ -522,32 +526,32 @@ def test_a_base_with_more_layers_is_seen(base, tmp_path):
     model = get_peft_model(load(base), LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
     model.save_pretrained(tmp_path)
     found = doctor.adapter(tmp_path, shape(num_hidden_layers=2))
-    only(found[1:], "stop", "4 tensors are missing", "layers.1")
+    only(found[1:], "error", "4 tensors are missing", "layers.1")
 
 
 def test_a_base_with_fewer_layers_is_seen(tmp_path):
     two = LlamaForCausalLM(shape(num_hidden_layers=2))
     get_peft_model(two, LoraConfig(**LORA)).save_pretrained(tmp_path)
     [_, *found] = doctor.adapter(tmp_path, shape())  # the first: such a base has no name
-    only(found, "stop", "14 tensors have no place on this base", "layers.1")
+    only(found, "error", "14 tensors have no place on this base", "layers.1")
 
 
 def test_a_base_of_another_family_is_seen(folder):
     other = transformers.GPT2Config(n_layer=1, n_embd=64, n_head=4, vocab_size=10)
-    only(doctor.adapter(folder, other), "stop", "cannot be used")
+    only(doctor.adapter(folder, other), "error", "cannot be used")
 
 
 def test_an_embedding_that_was_saved_along_is_seen(adapted, folder):
     adapted.save_pretrained(folder, save_embedding_layers=True)
     found = doctor.adapter(folder, adapted)
-    only(found, "attention", "2 tensors are weights of the base, saved along", "lm_head")
+    only(found, "warning", "2 tensors are weights of the base, saved along", "lm_head")
 
 
 def test_a_missing_tensor_is_seen(folder):
     rewrite(folder, lambda tensors: dict(list(tensors.items())[1:]))
-    only(doctor.adapter(folder, shape()), "stop", "1 tensors are missing", "lora_A")
+    only(doctor.adapter(folder, shape()), "error", "1 tensors are missing", "lora_A")
 
 
 def test_pickles_are_seen(folder):
     torch.save(TrainingArguments, folder / "training_args.bin")  # as Trainer.save_model leaves it
-    only(doctor.adapter(folder, shape()), "attention", "training_args.bin")
+    only(doctor.adapter(folder, shape()), "warning", "training_args.bin")

@@ -1,6 +1,7 @@
 """Findings about the machine. There is no GPU here: tests of one fake torch.cuda and say so."""
 
 import http.server
+import importlib
 import shutil
 import sys
 import threading
@@ -10,10 +11,13 @@ import huggingface_hub
 import pytest
 import torch
 
-from qlora_kit import __main__, bootstrap, commands, doctor, fetch, models, path
-from qlora_kit import doctor_machine as machine
-from qlora_kit.bootstrap import ROOT
+from qlora_kit import __main__, bootstrap, course, doctor, fetch, memory, models
+from qlora_kit.cli import commands
+from qlora_kit.doctor import weights
+from qlora_kit.hub import remember
+from qlora_kit.paths import ROOT
 
+machine = importlib.import_module("qlora_kit.doctor.machine")  # its function has its name
 GPU = models.PROFILES["gemma-3-1b"]
 CPU = models.PROFILES["smollm2-135m"]
 
@@ -52,12 +56,12 @@ def faked_gpu(monkeypatch):
 def fetched(monkeypatch):
     """The weights are here, there is memory, and nobody is logged in."""
     monkeypatch.setattr(models, "cached", lambda profile: "a folder")
-    monkeypatch.setattr(machine.memory, "free_bytes", lambda: 8e9)
+    monkeypatch.setattr(memory, "free_bytes", lambda: 8e9)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
 
 
 def test_the_path_has_every_notebook_of_the_readme_in_order():
-    stages = path.stages()
+    stages = course.STAGES
     files = sorted(file.name for file in (ROOT / "notebooks").glob("*.ipynb"))
     assert [stage.number for stage in stages] == [name[:2] for name in files]
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -75,7 +79,7 @@ def test_all_is_well_on_the_default_path(fetched):
 
 
 def test_the_command_ends_with_1_on_a_stop_alone(monkeypatch, capsys):
-    for level, code in (("ok", 0), ("attention", 0), ("stop", 1)):
+    for level, code in (("ok", 0), ("warning", 0), ("error", 1)):
         found = [doctor.Finding(level, "seen", "why", "fix"), doctor.Finding("ok", "fine")]
         monkeypatch.setattr(doctor, "machine", lambda found=found: found)
         assert commands.doctor(None) == code
@@ -107,7 +111,7 @@ def test_a_package_out_of_range_stops_and_nothing_is_imported(tmp_path, monkeypa
     monkeypatch.delitem(sys.modules, "trl", raising=False)  # else it would be stale as well
     monkeypatch.setattr(models, "pick_dtypes", None)  # would raise
     [_, *found] = doctor.machine()
-    only(found, "stop", "packages are missing", "trl>=1.16,<2")
+    only(found, "error", "packages are missing", "trl>=1.16,<2")
     assert 'pip install "trl>=1.16,<2"' in found[0].fix
 
 
@@ -116,7 +120,7 @@ def test_an_old_torchao_is_seen_and_really_hurts(tmp_path, monkeypatch, python):
     monkeypatch.syspath_prepend(tmp_path)
     assert not [*machine._torchao()]
     install(tmp_path, "torchao", "0.10.0")
-    only(machine._torchao(), "attention", "torchao 0.10.0")
+    only(machine._torchao(), "warning", "torchao 0.10.0")
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "from peft import LoraConfig, get_peft_model\n"
@@ -136,7 +140,7 @@ def test_a_package_that_was_imported_before_its_update_is_seen(tmp_path, monkeyp
     __import__("gguf")
     assert not [*machine._stale()]
     install(tmp_path, "gguf", "0.20.0")
-    only(machine._stale(), "stop", "gguf 0.19.0 (installed: 0.20.0)")
+    only(machine._stale(), "error", "gguf 0.19.0 (installed: 0.20.0)")
 
 
 # The device
@@ -162,10 +166,10 @@ def test_a_gpu_with_native_bfloat16_is_well_with_torch_cuda_faked(faked_gpu, fet
 @pytest.mark.parametrize(
     "stream, compute, level, words",
     [
-        ("bfloat16", "bfloat16", "attention", "only emulates bfloat16: 3.0 times"),
-        ("float32", "bfloat16", "attention", "only emulates bfloat16"),
-        ("float16", "float16", "stop", "float16 between the layers"),
-        ("float32", "float32", "attention", "float32 products take 5.0 times as long as float16"),
+        ("bfloat16", "bfloat16", "warning", "only emulates bfloat16: 3.0 times"),
+        ("float32", "bfloat16", "warning", "only emulates bfloat16"),
+        ("float16", "float16", "error", "float16 between the layers"),
+        ("float32", "float32", "warning", "float32 products take 5.0 times as long as float16"),
         ("float32", "float16", "ok", "float16 for products"),
     ],
 )
@@ -177,21 +181,21 @@ def test_other_dtypes_on_a_t4_are_seen_with_torch_cuda_faked(
     only(machine._formats(chosen), level, words)
 
 
-@pytest.mark.parametrize("dtype, level", [("bfloat16", "attention"), ("float32", "ok")])
+@pytest.mark.parametrize("dtype, level", [("bfloat16", "warning"), ("float32", "ok")])
 def test_a_slow_dtype_on_a_cpu_is_seen(monkeypatch, dtype, level):
     def seconds(dtype, device):
         return 7.0 if dtype == torch.bfloat16 else 1.0
 
     monkeypatch.setattr(models, "seconds_of_a_product", seconds)
     chosen = models.Dtypes("cpu", getattr(torch, dtype), getattr(torch, dtype))
-    only(machine._formats(chosen), level, "7.0 times" if level == "attention" else "7 times")
+    only(machine._formats(chosen), level, "7.0 times" if level == "warning" else "7 times")
 
 
 def test_a_driver_without_a_gpu_for_torch_is_seen(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     only(machine._device(), "ok", "no GPU, and none is needed")
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    only(machine._device(), "attention", "PyTorch sees no GPU")
+    only(machine._device(), "warning", "PyTorch sees no GPU")
 
 
 # Memory and disk
@@ -199,7 +203,7 @@ def test_a_driver_without_a_gpu_for_torch_is_seen(monkeypatch):
 
 def test_too_little_gpu_memory_is_seen_with_torch_cuda_faked(faked_gpu):
     faked_gpu(free=0.9)
-    only(machine._memory(GPU, models.pick_dtypes()), "attention", "0.9 GiB free")
+    only(machine._memory(GPU, models.pick_dtypes()), "warning", "0.9 GiB free")
 
 
 def test_the_step_is_the_one_that_notebook_06_works_out():
@@ -213,8 +217,6 @@ def test_the_step_is_the_one_that_notebook_06_works_out():
         for node in ast.walk(ast.parse("".join(cell["source"])))
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "setup"
     ]
-    from qlora_kit import memory
-
     for profile in (CPU, GPU):
         for stream, compute in ((torch.float32, torch.float16), (torch.bfloat16,) * 2):
             dtypes = models.Dtypes("cuda", stream, compute)
@@ -223,11 +225,11 @@ def test_the_step_is_the_one_that_notebook_06_works_out():
 
 
 def test_little_memory_names_the_notebooks_that_take_more(monkeypatch):
-    large = max(stage.memory for stage in path.stages())
-    numbers = ", ".join(s.number for s in path.stages() if s.memory == large)
-    monkeypatch.setattr(machine.memory, "free_bytes", lambda: large - 1e8)
+    large = max(stage.gigabytes for stage in course.STAGES)
+    numbers = ", ".join(s.number for s in course.STAGES if s.gigabytes == large)
+    monkeypatch.setattr(memory, "free_bytes", lambda: (large - 0.1) * 1e9)
     cpu = models.Dtypes("cpu", torch.float32, torch.float32)
-    only(machine._memory(CPU, cpu), "attention", f"less than notebook {numbers} takes")
+    only(machine._memory(CPU, cpu), "warning", f"less than notebook {numbers} takes")
 
 
 def whole(folder):
@@ -239,10 +241,10 @@ def whole(folder):
 def test_a_full_disk_stops(cache, monkeypatch):
     usage = namedtuple("Usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0.7e9))
-    only(machine._disk(CPU), "stop", "0.7 GB free, and 0.9 GB are needed")
+    only(machine._disk(CPU), "error", "0.7 GB free, and 0.9 GB are needed")
     whole(cache / CPU.name)
     only(machine._disk(CPU), "ok", "0.7 GB free")  # nothing is fetched any more
-    only(machine._disk(GPU), "stop", "2.3 GB are needed")
+    only(machine._disk(GPU), "error", "2.3 GB are needed")
 
 
 # Weights and hub
@@ -287,15 +289,15 @@ def hub(cache, monkeypatch):
     "status, token, level, words",
     [
         (200, "secret", "ok", "gives you google/gemma-3-1b-pt"),
-        (401, None, "attention", "you are not logged in"),
-        (401, "secret", "attention", "your token is not valid"),
-        (403, "secret", "attention", "licence not accepted"),
-        (500, None, "attention", "status 500"),
+        (401, None, "warning", "you are not logged in"),
+        (401, "secret", "warning", "your token is not valid"),
+        (403, "secret", "warning", "licence not accepted"),
+        (500, None, "warning", "status 500"),
     ],
 )
 def test_what_the_hub_says_about_a_gated_model(hub, status, token, level, words):
     hub(status, token)
-    found = [*machine._hub(GPU)]
+    found = [*weights.hub(GPU)]
     only(found, level, words)
     assert Hub.asked == [
         ("/api/models/google/gemma-3-1b-pt/auth-check", token and f"Bearer {token}")
@@ -308,42 +310,42 @@ def test_what_the_hub_says_about_a_gated_model(hub, status, token, level, words)
 def test_a_hub_out_of_reach_is_said_with_what_takes_its_place(cache, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    found = [*machine._hub(GPU)]
-    only(found, "attention", "cannot be reached")
+    found = [*weights.hub(GPU)]
+    only(found, "warning", "cannot be reached")
     assert "gemma-3-270m" in found[0].why
 
 
 def test_a_hub_that_is_switched_off_is_not_asked(hub, monkeypatch):
     hub(200)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    only(machine._hub(GPU), "attention", "cannot be reached")
+    only(weights.hub(GPU), "warning", "cannot be reached")
     assert Hub.asked == []
 
 
 @pytest.mark.parametrize("status, token", [(500, None), (403, "secret"), (200, "secret")])
 def test_a_packaged_model_needs_no_hub(hub, status, token):
     hub(status, token)
-    assert not [*machine._hub(CPU)]
+    assert not [*weights.hub(CPU)]
     assert bool(Hub.asked) == bool(token)
 
 
 def test_a_token_that_is_not_valid_is_said_even_where_none_is_needed(hub):
     hub(401, "secret")
-    only(machine._hub(CPU), "attention", "your token is not valid")
+    only(weights.hub(CPU), "warning", "your token is not valid")
 
 
 def test_a_model_that_is_not_here_yet_is_said(cache):
-    only(machine._weights(CPU), "attention", "not on this machine yet")
-    assert not [*machine._weights(GPU)]  # the hub is asked about it
+    only(weights.cached(CPU), "warning", "not on this machine yet")
+    assert not [*weights.cached(GPU)]  # the hub is asked about it
     whole(cache / CPU.name)
-    only(machine._weights(CPU), "ok", "no network is needed")
+    only(weights.cached(CPU), "ok", "no network is needed")
     short = models.PROFILES["smollm2-135m-short"]
-    only(machine._weights(short), "ok", "no network is needed")
+    only(weights.cached(short), "ok", "no network is needed")
 
 
 def test_a_snapshot_of_the_hub_is_here(cache):
     assert not models.cached(GPU)
     folder = cache / "snapshot"
     folder.mkdir()
-    fetch.remember(GPU.hub[1], folder)
+    remember(GPU.hub[1], folder)
     assert models.cached(GPU) == folder

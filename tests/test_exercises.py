@@ -17,8 +17,8 @@ import math
 import pytest
 import torch
 
-from qlora_kit.bootstrap import ROOT
 from qlora_kit.exercises import Exercise
+from qlora_kit.paths import ROOT
 
 MODULES = sorted(path.stem for path in (ROOT / "qlora_kit" / "exercises").glob("nb*.py"))
 EXERCISES = [

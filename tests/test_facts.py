@@ -5,10 +5,11 @@ import re
 
 import pytest
 
-from qlora_kit import facts, tickets
+from qlora_kit.data import facts, tickets
 from qlora_kit.errors import KitError
+from qlora_kit.paths import DATA
 
-POLICY = (tickets.DATA / "policy.md").read_text(encoding="utf-8")
+POLICY = (DATA / "policy.md").read_text(encoding="utf-8")
 BULLETS = re.findall(r"^- (.+)$", POLICY, re.MULTILINE)
 NUMBER = r"(?<![\d.])\d+(?:\.\d+)?(?!\.?\d)"
 NUMBERS = sorted(set(re.findall(NUMBER, "\n".join(BULLETS))), key=float)
@@ -266,12 +267,12 @@ EMPTY = [
 
 @pytest.fixture(scope="module")
 def held_out():
-    return tickets.load(tickets.DATA / "tickets_test.jsonl")
+    return tickets.load(DATA / "tickets_test.jsonl")
 
 
 @pytest.fixture(scope="module")
 def checklist(held_out):
-    return facts.load(tickets.DATA / "facts_test.toml", held_out)
+    return facts.load(DATA / "facts_test.toml", held_out)
 
 
 def count_right(replies, checklist):

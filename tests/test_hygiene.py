@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -11,8 +12,9 @@ import pytest
 from packaging.requirements import Requirement
 
 import qlora_kit
-from qlora_kit import bootstrap, commands, scoring
-from qlora_kit.bootstrap import ROOT
+from qlora_kit import bootstrap, course, scoring
+from qlora_kit.cli import link
+from qlora_kit.paths import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CLAIMS = tomllib.loads((ROOT / "tests" / "claims.toml").read_text(encoding="utf-8"))
@@ -131,7 +133,7 @@ def test_the_file_is_small_and_holds_nothing_private(path):
 @notebooks
 def test_badges_and_links_name_this_file_and_this_repository(path):
     text = path.read_text(encoding="utf-8")
-    repository = commands.linked_repository()
+    repository = link.linked_repository()
     colab = rf"colab\.research\.google\.com/github/{repository}/blob/main/notebooks/([\w.]+)"
     assert re.findall(colab, text) == [path.name]
     binder = rf"mybinder\.org/v2/gh/{repository}/main\?urlpath=lab/tree/notebooks/([\w.]+)"
@@ -147,7 +149,7 @@ def test_the_set_up_cell_is_the_same_in_all_notebooks():
     [cell] = first
     assert '"google.colab" in sys.modules' in cell
     assert f"--branch v{qlora_kit.__version__} " in cell
-    assert f"https://github.com/{commands.linked_repository()}" in cell
+    assert f"https://github.com/{link.linked_repository()}" in cell
 
 
 def test_the_version_has_one_value():
@@ -177,13 +179,20 @@ def test_claims_are_shown_by_a_cell_and_guarded(claim):
             assert f"def {name}(" in (ROOT / place).read_text(encoding="utf-8"), guard
 
 
-def test_the_path_table_of_the_readme_lists_every_notebook():
+def test_the_path_table_of_the_readme_is_the_course():
+    assert [f"{stage.file}.ipynb" for stage in course.STAGES] == [path.name for path in NOTEBOOKS]
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    repository = commands.linked_repository()
-    for path in NOTEBOOKS:
-        assert text.count(f"(notebooks/{path.name})") == 1, path.name
-        binder = f"mybinder.org/v2/gh/{repository}/main?urlpath=lab/tree/notebooks/{path.name})"
-        assert binder in text, path.name
+    repository = link.linked_repository()
+    for stage in course.STAGES:
+        name = f"notebooks/{stage.file}.ipynb"
+        minutes = "1 minute" if stage.minutes == 1 else f"{stage.minutes:g} minutes"
+        row = (
+            f"| [{stage.number} {stage.title}]({name}) | {stage.outcome} "
+            f"| {minutes}, {stage.gigabytes:g} GB | {stage.device} "
+            f"| [Colab](https://colab.research.google.com/github/{repository}/blob/main/{name}) "
+            f"· [Binder](https://mybinder.org/v2/gh/{repository}/main?urlpath=lab/tree/{name}) |"
+        )
+        assert row in text.splitlines(), row
     for name in re.findall(r"\(((?:notebooks|data)/[^)]+)\)", text):
         assert (ROOT / name).exists(), name
 
@@ -213,7 +222,7 @@ def test_what_the_readme_says_of_gemma_is_in_the_report_of_its_run():
     for name in ("base, likeliest label", "base, prompted", "QLoRA"):
         scores = report["rivals"][name]
         right = [round(rows * scores[key]) for key in ("category_accuracy", "exact_match")]
-        cells = [str(scoring.share([True] * n + [False] * (rows - n))) for n in right]
+        cells = [str(scoring.proportion([True] * n + [False] * (rows - n))) for n in right]
         assert f"| Gemma 3 270M, {' | '.join([name, *cells])} |" in readme
     for figure in (
         f"{report['train_seconds']:.0f} seconds of training",
@@ -240,6 +249,36 @@ def test_no_file_names_a_package_host_or_a_place_of_one_machine():
         text = (ROOT / name).read_text(encoding="utf-8")
         for place in (*hosts, "deb.debian" + ".org", str(ROOT)):
             assert place not in text, f"{name}: {place}"
+
+
+def test_modules_import_only_from_the_layers_below():
+    """The layers stand in pyproject.toml, once."""
+    lint = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("package", ["qlora_kit", "qlora_kit.memory", "qlora_kit.bootstrap"])
+def test_the_start_up_path_and_the_memory_formulas_load_no_library(package):
+    code = f"import sys, {package}; print(*{{'torch', 'transformers', 'peft'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "" and done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_module_holds_one_idea():
+    for path in (ROOT / "qlora_kit").rglob("*.py"):
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        assert lines <= 300, path
+
+
+def test_the_package_alone_says_that_it_wants_a_clone(tmp_path):
+    """As a wheel would install it: without notebooks and data."""
+    shutil.copytree(ROOT / "qlora_kit", tmp_path / "qlora_kit")
+    command = [sys.executable, "-m", "qlora_kit", "doctor"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("qlora_kit: ") and "clone the repository" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_ruff_is_content():

@@ -6,9 +6,10 @@ import types
 import psutil
 import pytest
 
-from qlora_kit import architectures, memory, meter, tickets
+from qlora_kit import memory
 from qlora_kit.errors import KitError
-from qlora_kit.memory import GIB, MIB, Setup
+from qlora_kit.memory import GIB, MIB, Setup, architectures, meter
+from qlora_kit.paths import DATA
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 T4, A100 = memory.GPUS["T4"], memory.GPUS["A100-80"]
@@ -21,7 +22,7 @@ def measured():
     float16. All: float32 LoRA on the four attention projections, torch's AdamW, checkpointing, no
     autocast, a loop that keeps the model's outputs. `allocated_mib` is max_memory_allocated.
     """
-    with open(tickets.DATA / "measured_t4.csv", encoding="utf-8") as file:
+    with open(DATA / "measured_t4.csv", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -288,7 +289,7 @@ def test_an_architecture_that_the_formulas_do_not_know_is_refused():
 
 def test_the_budget_needs_the_standard_library_alone(python):
     done = python(
-        "import sys; from qlora_kit import architectures, memory\n"
+        "import sys; from qlora_kit import memory; from qlora_kit.memory import architectures\n"
         "llama = architectures.find('Llama-2-7b-hf')\n"
         "memory.budget(llama, memory.Setup(), memory.GPUS['T4'])\n"
         "print({'torch', 'transformers', 'numpy', 'psutil'} & set(sys.modules))",
@@ -329,7 +330,7 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=8 * GIB))
     process = types.SimpleNamespace(memory_info=lambda: types.SimpleNamespace(rss=GIB))
     monkeypatch.setattr(psutil, "Process", lambda: process)
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.setattr("qlora_kit.memory.machine.CGROUP", tmp_path)
     monkeypatch.delenv("MEM_LIMIT", raising=False)
     return tmp_path
 

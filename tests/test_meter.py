@@ -9,8 +9,9 @@ from peft import LoraConfig, get_peft_model
 from test_memory import T4
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
-from qlora_kit import architectures, memory, models, xray
-from qlora_kit.meter import Meter, static_bytes
+from qlora_kit import memory, models
+from qlora_kit.memory import architectures, xray
+from qlora_kit.memory.meter import Meter, static_bytes
 
 TINY = LlamaConfig(
     vocab_size=4096,

@@ -9,9 +9,10 @@ import pytest
 import torch
 from transformers import BitsAndBytesConfig
 
-from qlora_kit import fetch, models, tickets
-from qlora_kit.bootstrap import ROOT
+from qlora_kit import fetch, hub, models, profiles
+from qlora_kit.data import tickets
 from qlora_kit.errors import KitError
+from qlora_kit.paths import ROOT
 
 TURNS = [
     {"role": "system", "content": "Label the ticket."},
@@ -105,7 +106,7 @@ def test_notebook_06_trains_gemma_3_1b_on_a_t4_without_autocast(gpu, tmp_path):
 def test_a_cpu_takes_the_faster_dtype(monkeypatch, gpu, slow, fast):
     gpu(0)
     monkeypatch.setattr(models, "seconds_of_a_product", lambda dtype: float(slow in str(dtype)))
-    assert models.pick_dtypes().stream == getattr(torch, fast)
+    assert models.pick_dtypes().model == getattr(torch, fast)
 
 
 def test_a_dtype_is_timed_on_one_core_and_the_others_come_back(monkeypatch):
@@ -125,7 +126,9 @@ def test_every_profile_can_be_had_or_falls_back_to_one_that_can():
     for profile in models.PROFILES.values():
         assert profile.embedded or models.PROFILES[profile.fallback].embedded
         assert profile.hub
-        assert profile.pad not in profile.stop, "padding is masked, so the stop would be as well"
+        assert profile.pad_token not in profile.stop_tokens, (
+            "padding is masked, so the stop would be as well"
+        )
 
 
 def render(template, turns, **arguments):
@@ -135,19 +138,19 @@ def render(template, turns, **arguments):
 
 
 def test_gemma_turns():
-    assert render(models.GEMMA_TURNS, TURNS) == (
+    assert render(profiles.GEMMA_CHAT_TEMPLATE, TURNS) == (
         "<bos><start_of_turn>user\nLabel the ticket.\n\nIt leaks.<end_of_turn>\n"
         "<start_of_turn>model\nrepair, normal<end_of_turn>\n"
     )
 
 
 def test_llama_2_turns():
-    assert render(models.LLAMA_2_TURNS, TURNS) == (
+    assert render(profiles.LLAMA_2_CHAT_TEMPLATE, TURNS) == (
         "<bos>[INST] <<SYS>>\nLabel the ticket.\n<</SYS>>\n\nIt leaks. [/INST] repair, normal </s>"
     )
 
 
-@pytest.mark.parametrize("template", [models.GEMMA_TURNS, models.LLAMA_2_TURNS])
+@pytest.mark.parametrize("template", [profiles.GEMMA_CHAT_TEMPLATE, profiles.LLAMA_2_CHAT_TEMPLATE])
 def test_the_prompt_is_a_prefix_of_the_whole(template):
     """Else the trainer would learn from another context than it meets when it answers."""
     whole = render(template, TURNS)
@@ -197,7 +200,7 @@ def test_a_model_is_cached_if_it_is_whole_and_nothing_is_fetched(cache, tmp_path
     assert models.cached(profile) == folder
     (folder / "config.json").write_text("[]")
     assert models.cached(profile) is None
-    fetch.remember(profile.hub[1], tmp_path)
+    hub.remember(profile.hub[1], tmp_path)
     assert models.cached(profile) == tmp_path
 
 
@@ -234,9 +237,9 @@ def test_the_notebook_loads_as_load_4bit_does():
 def test_a_ticket_in_every_template_ends_with_a_stop():
     example = tickets.Ticket(**dict.fromkeys(tickets.FIELDS, "x"), where="").example()
     for profile in models.PROFILES.values():
-        if profile.turns:
-            text = render(profile.turns, example["prompt"] + example["completion"])
-            assert text.rstrip("\n").endswith(profile.stop)
+        if profile.chat_template:
+            text = render(profile.chat_template, example["prompt"] + example["completion"])
+            assert text.rstrip("\n").endswith(profile.stop_tokens)
 
 
 def test_the_eyes_of_gemma_3_4b_get_no_adapter():

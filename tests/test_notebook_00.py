@@ -6,8 +6,10 @@ import types
 
 import pytest
 
-from qlora_kit import commands, doctor_machine, findings, models, path
-from qlora_kit.bootstrap import ROOT
+from qlora_kit import course, models
+from qlora_kit.cli import commands
+from qlora_kit.doctor import findings, weights
+from qlora_kit.paths import ROOT
 
 BOOK = json.loads((ROOT / "notebooks" / "00_start_here.ipynb").read_text(encoding="utf-8"))
 CELLS = {cell["id"]: cell for cell in BOOK["cells"]}
@@ -19,21 +21,21 @@ def printed(name):
     return "".join("".join(output["text"]) for output in CELLS[name]["outputs"])
 
 
-def test_the_map_is_the_readmes_table():
+def test_the_map_is_the_course():
     lines = printed("map").splitlines()
-    for stage in path.stages():
+    for stage in course.STAGES:
         [at] = [i for i, line in enumerate(lines) if line.startswith(f"{stage.number}  ")]
-        assert stage.name in lines[at] and stage.time in lines[at]
-        assert f"{stage.memory / 1e9:.1f} GB" in lines[at]
-        assert lines[at + 1].strip() == stage.leaves
-    total = sum(float(re.match(r"[\d.]+", stage.time)[0]) for stage in path.stages())
+        assert stage.title in lines[at] and f" {stage.minutes:g} min" in lines[at]
+        assert f"{stage.gigabytes:.1f} GB" in lines[at]
+        assert lines[at + 1].strip() == stage.outcome
+    total = sum(stage.minutes for stage in course.STAGES)
     assert f"{total:.0f} minutes of computing" in lines[-1]
 
 
 def test_every_mark_is_explained_and_readable_without_colour():
     for level in findings.LEVELS:
         assert f"| {level.upper()} |" in TEXT
-    marks = {line[:11].strip() for line in printed("card").splitlines()} - {""}
+    marks = {line[:9].strip() for line in printed("card").splitlines()} - {""}
     assert marks <= {level.upper() for level in findings.LEVELS}
 
 
@@ -44,8 +46,8 @@ def test_every_cell_that_states_facts_says_yes():
 @pytest.mark.parametrize("status, token", [(401, None), (401, "wrong"), (403, "right")])
 def test_the_text_quotes_what_the_doctor_says_of_the_hub(cache, monkeypatch, status, token):
     monkeypatch.setattr("huggingface_hub.get_token", lambda: token)
-    monkeypatch.setattr(doctor_machine, "hub_status", lambda *_: status)
-    [found] = doctor_machine._hub(models.PROFILES["gemma-3-1b"])
+    monkeypatch.setattr(weights, "hub_status", lambda *_: status)
+    [found] = weights.hub(models.PROFILES["gemma-3-1b"])
     assert f"*{found.title.removeprefix('hub: ')}* ({status}" in TEXT
 
 

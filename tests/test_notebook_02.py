@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qlora_kit import nf4
-from qlora_kit.bootstrap import ROOT
+from qlora_kit.paths import ROOT
 
 BOOK = json.loads((ROOT / "notebooks" / "02_nf4_by_hand.ipynb").read_text(encoding="utf-8"))
 CELLS = {cell["id"]: cell for cell in BOOK["cells"] if cell["cell_type"] == "code"}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from qlora_kit import nf4, qlora
-from qlora_kit.bootstrap import ROOT
+from qlora_kit.paths import ROOT
 
 BOOK = json.loads((ROOT / "notebooks" / "03_qlora_layer_by_hand.ipynb").read_text(encoding="utf-8"))
 CELLS = {cell["id"]: cell for cell in BOOK["cells"]}

@@ -8,7 +8,7 @@ import pytest
 from accelerate.commands import estimate
 from test_memory import measured, setup_of
 
-from qlora_kit.bootstrap import ROOT
+from qlora_kit.paths import ROOT
 
 BOOK = json.loads((ROOT / "notebooks" / "04_memory_budget.ipynb").read_text(encoding="utf-8"))
 CELLS = {cell["id"]: cell for cell in BOOK["cells"]}

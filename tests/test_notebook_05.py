@@ -11,8 +11,11 @@ from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from trl import SFTConfig, SFTTrainer
 
-from qlora_kit import architectures, finetune, memory, meter, models, stored, tickets
-from qlora_kit.bootstrap import ROOT
+from qlora_kit import memory, models
+from qlora_kit.data import stored, tickets
+from qlora_kit.memory import architectures, meter
+from qlora_kit.paths import DATA, ROOT
+from qlora_kit.training import quirks
 
 BOOK = json.loads(
     (ROOT / "notebooks" / "05_attach_to_a_real_model.ipynb").read_text(encoding="utf-8")
@@ -171,7 +174,7 @@ def load(folder, dtype=torch.bfloat16, config=QLORA):
 
 
 def test_the_trainer_freezes_and_hooks_without_preparing(tiny, smollm2, tmp_path):
-    rows = tickets.load(tickets.DATA / "tickets_dev.jsonl")[:8]
+    rows = tickets.load(DATA / "tickets_dev.jsonl")[:8]
     trainer = SFTTrainer(
         model=load(tiny),
         args=SFTConfig(
@@ -179,7 +182,7 @@ def test_the_trainer_freezes_and_hooks_without_preparing(tiny, smollm2, tmp_path
             bf16=False,
             use_cpu=True,
             report_to="none",
-            **finetune.checkpointing(True),
+            **quirks.checkpointing(True),
         ),
         train_dataset=Dataset.from_list(tickets.examples(rows, reply_every=4)),
         processing_class=smollm2[1],
@@ -303,7 +306,7 @@ def section(**given):
     import matplotlib
 
     matplotlib.use("agg")
-    dev = tickets.load(tickets.DATA / "tickets_dev.jsonl")
+    dev = tickets.load(DATA / "tickets_dev.jsonl")
     names = [c["id"] for c in BOOK["cells"] if c["cell_type"] == "code"]
     names = names[names.index("gemma-ready") :]
     return cells("imports", *names, dev=dev, **given)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from qlora_kit.bootstrap import ROOT
+from qlora_kit.paths import ROOT
 
 pytestmark = [
     pytest.mark.full,
@@ -27,9 +27,11 @@ CELLS = [
 from pathlib import Path
 
 import tiny_run
-from qlora_kit import models, runs, tickets
+from qlora_kit import models
+from qlora_kit.data import tickets
+from qlora_kit.training import runs
 
-profile, dtypes, source = models.pick_profile(), models.pick_dtypes(), tickets.DATA
+profile, dtypes, source = models.pick_profile(), models.pick_dtypes(), DATA
 run = Path(run_dir)
 trainer = tiny_run.make_trainer(run, float(os.environ["PAUSE"]))""",
     """settings = runs.settings(profile, dtypes, seed, source)
@@ -42,7 +44,9 @@ runs.finish(run, report)""",
 # The command `train`, with a notebook and a runs/ of the test's own.
 TRAIN = """
 import pathlib, signal, sys
-from qlora_kit import __main__ as main, commands, runs
+from qlora_kit import __main__ as main
+from qlora_kit.cli import commands
+from qlora_kit.training import runs
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 place = pathlib.Path(sys.argv.pop(1))
 commands.NOTEBOOKS, runs.RUNS = place, place / "runs"
@@ -200,7 +204,7 @@ def test_two_runs_at_once_have_a_folder_each(place):
     second = start(place)
     out, errors = second.communicate()
     assert second.returncode == 0, errors
-    assert "is in the hands of another process" in out
+    assert "is in use by another process" in out
     _, errors = first.communicate()
     assert first.returncode == 0, errors
     made = set((place / "runs").iterdir()) - before

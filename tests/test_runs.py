@@ -16,8 +16,11 @@ import tiny_run
 import torch
 import transformers
 
-from qlora_kit import commands, fetch, models, runs
+from qlora_kit import fetch, models
+from qlora_kit.cli import commands, notebooks, tables
 from qlora_kit.errors import KitError
+from qlora_kit.notebook import download_link
+from qlora_kit.training import runs
 
 SHORT = models.PROFILES["smollm2-135m-short"]
 CPU = models.Dtypes("cpu", torch.float32, torch.float32)
@@ -27,15 +30,15 @@ CPU = models.Dtypes("cpu", torch.float32, torch.float32)
 def folder_of_runs(tmp_path, monkeypatch):
     """An empty runs/ of one's own; what this test holds is let go at its end."""
     monkeypatch.setattr(runs, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(runs, "held", [])
+    monkeypatch.setattr(runs, "locks", [])
     yield
     let_go()
 
 
 def let_go():
     """What the end of a process does to the runs that it holds."""
-    while runs.held:
-        runs.held.pop().release()
+    while runs.locks:
+        runs.locks.pop().release()
 
 
 @pytest.fixture
@@ -97,14 +100,14 @@ def test_a_run_is_held_until_its_process_ends_however_it_ends(now, capfd):
     folder = interrupted(now)
     code = f"""
 import pathlib, time
-from qlora_kit import runs
-print(runs.hold(pathlib.Path({str(folder)!r})), flush=True)
+from qlora_kit.training import monitor, runs
+print(runs.acquire(pathlib.Path({str(folder)!r})), flush=True)
 time.sleep(60)
 """
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "True\n"
     assert runs.unfinished(now) is None
-    assert "in the hands of another process" in capfd.readouterr().out
+    assert "is in use by another process; skipped" in capfd.readouterr().out
     holder.kill()
     holder.wait()
     assert runs.unfinished(now) == folder
@@ -125,10 +128,7 @@ def test_a_run_with_other_settings_is_left_alone_and_says_why(now, capfd, change
     assert set(change) <= set(now)
     assert runs.unfinished(now | change) is None
     line = capfd.readouterr().out
-    assert (
-        f"{folder.name} is unfinished and not resumed, for it began with another {named}." in line
-    )
-    assert "Put that back to resume it" in line
+    assert f"{folder.name} is not resumed: its {named} differs. Restore" in line
     assert runs.unfinished(now) == folder, "nothing of it is lost"
 
 
@@ -170,9 +170,8 @@ def test_a_notebook_whose_cells_were_edited_begins_anew_and_says_why(now, given,
     folder = from_notebook(now, *given)
     given[0].lora_alpha *= 2
     assert runs.resume_or_new(SHORT, now, *given) != folder
-    assert f"{folder.name} is unfinished and not resumed, for it began with another given" in (
-        capfd.readouterr().out
-    )
+    said = capfd.readouterr().out
+    assert f"{folder.name} is not resumed: its configuration differs." in said
     let_go()
     assert runs.resume_or_new(SHORT, now | {"seed": 1}, *given) != folder
     assert runs.resume_or_new(SHORT, now, *given[::-1]) != folder
@@ -190,7 +189,7 @@ def test_what_the_trainer_is_given_reads_the_same_in_every_process(python):
     """A set of strings is in another order in every process."""
     code = """
 import json, peft
-from qlora_kit import runs
+from qlora_kit.training import monitor, runs
 lora = peft.LoraConfig(target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"])
 print(json.dumps(lora.to_dict(), sort_keys=True, default=runs.text_of))
 """
@@ -221,8 +220,8 @@ def test_jupyter_gets_a_link_to_the_zipped_adapter(adapter, tmp_path, monkeypatc
     notebooks.mkdir()
     monkeypatch.chdir(notebooks)
     shown = []
-    monkeypatch.setattr("IPython.display.display", shown.append)
-    runs.offer(adapter)
+    monkeypatch.setattr("qlora_kit.notebook.display", shown.append)
+    download_link(adapter)
     [page] = shown
     link = re.search('href="(.+?)"', page.data)[1]
     assert not os.path.isabs(link)
@@ -237,7 +236,7 @@ def test_colab_is_asked_to_download_the_zipped_adapter(adapter, monkeypatch):
     asked = []
     page = types.SimpleNamespace(files=types.SimpleNamespace(download=asked.append))
     monkeypatch.setitem(sys.modules, "google.colab", page)
-    runs.offer(adapter)
+    download_link(adapter)
     assert asked == [str(adapter.parent / "adapter.zip")]
     assert (adapter.parent / "adapter.zip").exists()
 
@@ -277,7 +276,7 @@ def test_a_new_run_has_no_checkpoint_and_notes_its_settings(now):
 def test_data_that_changed_between_kill_and_resume_is_one_sentence(now):
     folder = interrupted(now)
     checkpoint = make_checkpoint(folder, 10)
-    with pytest.raises(KitError, match=r"began with another tickets_test.jsonl\. Put that back"):
+    with pytest.raises(KitError, match=r"its tickets_test.jsonl differs\. Restore the old values"):
         runs.begin(folder, now | {"tickets_test.jsonl": "another hash"})
     assert runs.begin(folder, now) == checkpoint
 
@@ -298,7 +297,7 @@ def test_a_half_written_checkpoint_is_never_taken(now, capfd, damage):
     assert runs.begin(folder, now) == half, "the newest, by number"
     damage(half)
     assert runs.begin(folder, now) == whole
-    assert "checkpoint-10 is not whole" in capfd.readouterr().out
+    assert "checkpoint-10 is incomplete" in capfd.readouterr().out
     assert not half.exists(), "or the trainer would count it as one of the two newest"
 
 
@@ -433,10 +432,10 @@ def train(monkeypatch, tmp_path):
     """The command `train`, with an `execute` that a test chooses in the place of a real run."""
     monkeypatch.setenv("QLORA_KIT_PROFILE", SHORT.name)
     monkeypatch.setattr(models, "pick_dtypes", lambda: CPU)
-    monkeypatch.setattr(commands, "before_and_after", lambda report: f"steps: {report['steps']}")
+    monkeypatch.setattr(tables, "before_and_after", lambda report: f"steps: {report['steps']}")
 
     def call(execute, new=False):
-        monkeypatch.setattr(commands, "execute", execute)
+        monkeypatch.setattr(notebooks, "execute", execute)
         try:
             return commands.train(types.SimpleNamespace(new=new))
         finally:
@@ -495,7 +494,7 @@ def test_a_changed_cell_of_the_notebook_begins_another_run(train, tmp_path, monk
     next(cell for cell in book.cells if cell.id == "config").source += "\nconfig.weight_decay = 1"
     nbformat.write(book, copy / "06_train_gemma.ipynb")
     train(succeed)
-    assert "began with another 06_train_gemma.ipynb" in capfd.readouterr().out
+    assert "its 06_train_gemma.ipynb differs" in capfd.readouterr().out
     assert len(list(runs.RUNS.iterdir())) == 2
 
 

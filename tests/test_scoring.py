@@ -6,19 +6,21 @@ import pytest
 import tiny_run
 import torch
 
-from qlora_kit import facts, scoring, tickets
+from qlora_kit import scoring
+from qlora_kit.data import facts, tickets
+from qlora_kit.paths import DATA
 
 
 @pytest.fixture(scope="module")
 def rows():
-    return tickets.load(tickets.DATA / "tickets_dev.jsonl")[:5]
+    return tickets.load(DATA / "tickets_dev.jsonl")[:5]
 
 
 def test_a_batch_answers_as_one_row_at_a_time_does(smollm2, rows):
     model, tokenizer = smollm2
     prompts = [tickets.prompt(row.ticket) for row in rows]
-    together = scoring.answer(model, tokenizer, prompts, 8)
-    alone = [scoring.answer(model, tokenizer, [prompt], 8)[0] for prompt in prompts]
+    together = scoring.generate_answers(model, tokenizer, prompts, 8)
+    alone = [scoring.generate_answers(model, tokenizer, [prompt], 8)[0] for prompt in prompts]
     assert together == alone
 
 
@@ -33,12 +35,12 @@ def test_what_all_prompts_begin_with_is_read_once_and_changes_no_answer(smollm2,
     for row in rows:
         system, user = tickets.prompt(row.ticket)
         prompts.append([system, *shot, user])
-    alone = [scoring.answer(model, tokenizer, [prompt], 8)[0] for prompt in prompts]
+    alone = [scoring.generate_answers(model, tokenizer, [prompt], 8)[0] for prompt in prompts]
     read = []
     hook = model.register_forward_pre_hook(
         lambda _, __, inputs: read.append(inputs.get("input_ids")), with_kwargs=True
     )
-    together = scoring.answer(model, tokenizer, prompts, 8, batch=2)
+    together = scoring.generate_answers(model, tokenizer, prompts, 8, batch=2)
     hook.remove()
     assert together == alone
     longest = max(ids.shape[1] for ids in read if ids is not None)
@@ -49,8 +51,8 @@ def test_what_all_prompts_begin_with_is_read_once_and_changes_no_answer(smollm2,
 def test_an_answer_knows_whether_it_stopped(smollm2):
     model, tokenizer = smollm2
     prompt = [{"role": "user", "content": "Say yes."}]
-    [short] = scoring.answer(model, tokenizer, [prompt], 1)
-    [whole] = scoring.answer(model, tokenizer, [prompt], 200)
+    [short] = scoring.generate_answers(model, tokenizer, [prompt], 1)
+    [whole] = scoring.generate_answers(model, tokenizer, [prompt], 200)
     assert not short.stopped
     assert whole.stopped
     assert "<|" not in whole.text
@@ -72,7 +74,7 @@ def test_surprise_is_the_model_s_own_loss(smollm2, rows):
     """Batched, padded, sorted, logits for the end only: the same, row by row."""
     model, tokenizer = smollm2
     examples = [row.example(with_reply=i % 2 == 0) for i, row in enumerate(rows)]
-    measured = scoring.surprise(model, tokenizer, examples, batch=2)
+    measured = scoring.completion_nll(model, tokenizer, examples, batch=2)
     for example, (nats, learnt) in zip(examples, measured, strict=True):
         own_nats, own_learnt = own_loss(model, tokenizer, example)
         assert nats == pytest.approx(own_nats, rel=1e-4)
@@ -100,7 +102,7 @@ def test_the_likeliest_label_is_the_one_with_the_smallest_loss(smollm2, rows):
 
     expected = [min(labels, key=lambda label: nats(row, label)) for row in rows]
     prompts = [tickets.prompt(row.ticket) for row in rows]
-    assert scoring.likeliest(model, tokenizer, prompts, labels, batch=2) == expected
+    assert scoring.most_likely_labels(model, tokenizer, prompts, labels, batch=2) == expected
     assert len(set(expected)) > 1  # else a function that always says the same would pass
 
 
@@ -144,7 +146,7 @@ def test_without_a_checklist_no_facts_are_asked_for(rows):
     [(137, 200, 0.6176, 0.7453), (0, 200, 0.0, 0.0188), (40, 40, 0.9124, 1.0)],
 )
 def test_the_interval_of_a_share_is_wilson_s(right, rows, low, high):
-    estimate = scoring.share([True] * right + [False] * (rows - right))
+    estimate = scoring.proportion([True] * right + [False] * (rows - right))
     assert estimate == pytest.approx((right / rows, low, high), abs=1e-4)
 
 
@@ -169,9 +171,9 @@ def test_a_trained_model_projects_the_last_position_alone_and_as_one_product(tmp
     head = model.get_output_embeddings()
     head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
     prompts = [[{"role": "user", "content": text}] for text in ("a kettle is cold", "my tea")]
-    scoring.answer(model, tokenizer, prompts, max_new_tokens=2)
+    scoring.generate_answers(model, tokenizer, prompts, max_new_tokens=2)
     assert {rows.shape[1] for rows in seen} == {1}
-    scoring.surprise(model, tokenizer, [{"prompt": p, "completion": p} for p in prompts])
+    scoring.completion_nll(model, tokenizer, [{"prompt": p, "completion": p} for p in prompts])
     assert all(rows.is_contiguous() for rows in seen)
     before = len(seen)
     with torch.no_grad():

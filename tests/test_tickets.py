@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from qlora_kit import tickets
+from qlora_kit.data import tickets
 from qlora_kit.errors import KitError
+from qlora_kit.paths import DATA
 
 GOOD = {"ticket": "It leaks.", "category": "repair", "priority": "normal", "reply": "Sorry."}
 
@@ -85,7 +86,7 @@ def test_an_example_holds_the_label_and_on_request_the_reply(tmp_path):
 @pytest.fixture(scope="module")
 def sets():
     names = ("train", "dev", "test")
-    return {name: tickets.load(tickets.DATA / f"tickets_{name}.jsonl") for name in names}
+    return {name: tickets.load(DATA / f"tickets_{name}.jsonl") for name in names}
 
 
 def test_the_sets_have_their_sizes_and_every_row_is_good(sets):
@@ -122,8 +123,8 @@ def test_no_held_out_sentence_is_in_another_set(sets):
 
 def test_the_generator_writes_the_committed_bytes(tmp_path):
     for name in ("generate.py", "situations.toml"):
-        (tmp_path / name).write_bytes((tickets.DATA / name).read_bytes())
+        (tmp_path / name).write_bytes((DATA / name).read_bytes())
     subprocess.run([sys.executable, "generate.py"], cwd=tmp_path, check=True, stdout=-3)
-    made, kept = (folder / "tickets_train.jsonl" for folder in (tmp_path, tickets.DATA))
+    made, kept = (folder / "tickets_train.jsonl" for folder in (tmp_path, DATA))
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (made, kept)]
     assert digests[0] == digests[1]

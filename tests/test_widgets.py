@@ -7,7 +7,7 @@ import ipywidgets
 import matplotlib.pyplot as plt
 import pytest
 
-from qlora_kit import widgets
+from qlora_kit.figures import widgets
 
 
 def draw(height, name="bar"):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from test_memory import A100, ATTENTION, T4, measured, name_of, on_a100, setup_of
 
-from qlora_kit import allocator, architectures, memory, xray
+from qlora_kit import memory
 from qlora_kit.errors import KitError
-from qlora_kit.memory import MIB, Setup
+from qlora_kit.memory import MIB, Setup, allocator, architectures, xray
 
 SMOLLM2 = architectures.find("smollm2-135m-instruct")
 # Its first layers: quick.

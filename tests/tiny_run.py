@@ -12,7 +12,9 @@ from peft import LoraConfig
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
-from qlora_kit import finetune, runs, tickets
+from qlora_kit.data import tickets
+from qlora_kit.paths import DATA
+from qlora_kit.training import monitor, quirks
 
 
 class Pause(transformers.TrainerCallback):
@@ -43,7 +45,7 @@ def make_tokenizer(rows):
 def make_trainer(run, pause=0):
     """A trainer of 20 steps that writes a sealed checkpoint after every fourth."""
     torch.manual_seed(0)
-    rows = tickets.load(tickets.DATA / "tickets_dev.jsonl")[:20]
+    rows = tickets.load(DATA / "tickets_dev.jsonl")[:20]
     tokenizer = make_tokenizer(rows)
     shape = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -70,7 +72,7 @@ def make_trainer(run, pause=0):
             use_cpu=True,
             report_to="none",
             seed=1,
-            **finetune.checkpointing(False),
+            **quirks.checkpointing(False),
         ),
         train_dataset=Dataset.from_list(tickets.examples(rows, reply_every=4)),
         processing_class=tokenizer,
@@ -78,9 +80,9 @@ def make_trainer(run, pause=0):
             r=4, lora_dropout=0.2, target_modules="all-linear", task_type="CAUSAL_LM"
         ),
     )
-    finetune.adapters_to_float32(trainer.model)
-    finetune.text_progress(trainer)
-    runs.seal_checkpoints(trainer)
+    quirks.adapters_to_float32(trainer.model)
+    monitor.text_progress(trainer)
+    monitor.seal_checkpoints(trainer)
     if pause:
         trainer.add_callback(Pause(pause))
     return trainer

@@ -1,7 +1,7 @@
 """The exercises of notebook 00."""
 
+from qlora_kit.doctor.findings import Finding
 from qlora_kit.exercises import Exercise, call, number
-from qlora_kit.findings import Finding
 
 
 def _gigabytes(answer):
@@ -32,20 +32,20 @@ answer = 7e9 * 16 / 8 / 1e9""",
 def _to_mend(answer):
     card = [
         Finding("ok", "Python"),
-        Finding("attention", "memory", "why", "fix"),
+        Finding("warning", "memory", "why", "fix"),
         Finding("ok", "disk"),
-        Finding("stop", "packages", "why", "fix"),
+        Finding("error", "packages", "why", "fix"),
     ]
     titles = {
         found: [f.title for f in card if f.level in found]
-        for found in (("ok",), ("attention",), ("stop",), ("ok", "attention", "stop"))
+        for found in (("ok",), ("warning",), ("error",), ("ok", "warning", "error"))
     }
     given = list(call(answer, card))
     for levels, misconception in (
         (("ok",), "those are the lines where all is well."),
-        (("attention",), "a STOP has to be mended as well."),
-        (("stop",), "ATTENTION is worth reading as well."),
-        (("ok", "attention", "stop"), "leave out the lines whose level is 'ok'."),
+        (("warning",), "an ERROR has to be fixed as well."),
+        (("error",), "a WARNING is worth reading as well."),
+        (("ok", "warning", "error"), "leave out the lines whose level is 'ok'."),
     ):
         if given == titles[levels]:
             return misconception

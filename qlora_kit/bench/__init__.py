@@ -1,0 +1,1 @@
+"""Benchmarks: the kit against the libraries, as ratios within one run."""

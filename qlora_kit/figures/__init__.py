@@ -1,0 +1,1 @@
+"""Pictures: one module a notebook, in one style, and sliders over them."""

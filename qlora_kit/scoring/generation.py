@@ -1,0 +1,162 @@
+"""What a model says, and how likely it finds what it might have said: in batches."""
+
+import contextlib
+import copy
+import itertools
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The text of an answer, and whether it ended by a stop token and not by the limit."""
+
+    text: str
+    stopped: bool
+
+
+def generate_answers(model, tokenizer, prompts, max_new_tokens, batch=50):
+    """Greedy answers to a list of chat prompts, as a list of Answer in the same order.
+
+    What all prompts begin with is read once, and its keys and values are kept. The rest is padded
+    on its left, so that every answer starts in the same column, and sorted by length, so that
+    little is padded. On 4-bit weights a batch pays the dequantisation once.
+    """
+    rows = [
+        tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
+        for prompt in prompts
+    ]
+    columns = zip(*(row[:-1] for row in rows), strict=False) if len(rows) > batch else ()
+    shared = len(list(itertools.takewhile(lambda column: len(set(column)) == 1, columns)))
+    answers = [None] * len(rows)
+    stops = set(model.generation_config.eos_token_id)
+    with inference(model):
+        begin = torch.tensor([rows[0][:shared]], dtype=torch.long, device=model.device)
+        kept = model(begin, use_cache=True, logits_to_keep=1).past_key_values if shared else None
+        for chosen in batches(rows, batch, "Generating"):
+            rest = tokenizer.pad(
+                {"input_ids": [rows[i][shared:] for i in chosen]},
+                padding_side="left",
+                return_tensors="pt",
+            ).to(model.device)
+            begins = begin.expand(len(chosen), -1)
+            cache = copy.deepcopy(kept)
+            if cache is not None:
+                cache.batch_repeat_interleave(len(chosen))
+            output = model.generate(
+                input_ids=torch.cat([begins, rest["input_ids"]], dim=1),
+                attention_mask=torch.cat([torch.ones_like(begins), rest["attention_mask"]], dim=1),
+                past_key_values=cache,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+            )
+            new = output[:, shared + rest["input_ids"].shape[1] :].tolist()
+            for i, tokens in zip(chosen, new, strict=True):
+                text = tokenizer.decode(tokens, skip_special_tokens=True).strip()
+                answers[i] = Answer(text, not stops.isdisjoint(tokens))
+    return answers
+
+
+@contextlib.contextmanager
+def inference(model):
+    """The model without dropout and without gradients; afterwards it is in the mode that it was.
+
+    Its head gets rows that lie side by side. PyTorch 2.13 multiplies a slice of a batch by a frozen
+    weight one row at a time, and in bfloat16 copies the weight for each: 17 GB for Gemma's head
+    and 50 rows.
+    """
+    was_training = model.training
+    model.eval()
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        hook.remove()
+        model.train(was_training)
+
+
+def batches(rows, size, what):
+    """The numbers of the rows in batches, sorted by length, so that little is padded.
+
+    A progress bar says what is done, and goes away afterwards; there is none for a single batch.
+    """
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    starts = range(0, len(order), size)
+    for start in tqdm(starts, desc=what, leave=False, disable=len(starts) == 1):
+        yield order[start : start + size]
+
+
+def completion_nll(model, tokenizer, examples, batch=8):
+    """The negative log-likelihood of each example's completion: a list of (nats, tokens).
+
+    Nats are summed over the completion's tokens, its stop token included.
+    Logits are made for the end of each row only: for Gemma a full set would take 1 MiB a token.
+    """
+    rows, counts = [], []
+    for example in examples:
+        begin = tokenizer.apply_chat_template(example["prompt"], add_generation_prompt=True)
+        full = tokenizer.apply_chat_template(example["prompt"] + example["completion"])
+        rows.append(full["input_ids"])
+        counts.append(len(full["input_ids"]) - len(begin["input_ids"]))
+    result = [None] * len(rows)
+    with inference(model):
+        for chosen in batches(rows, batch, "Reading"):
+            inputs = tokenizer.pad(
+                {"input_ids": [rows[i] for i in chosen]}, padding_side="left", return_tensors="pt"
+            ).to(model.device)
+            logits = model(**inputs, logits_to_keep=max(counts[i] for i in chosen) + 1).logits
+            for row, i in enumerate(chosen):
+                target = torch.tensor(rows[i][-counts[i] :], device=logits.device)
+                guess = logits[row, -counts[i] - 1 : -1].float()
+                nats = torch.nn.functional.cross_entropy(guess, target, reduction="sum").item()
+                result[i] = nats, counts[i]
+    return result
+
+
+def most_likely_labels(model, tokenizer, prompts, labels, batch=4):
+    """For each prompt, the one of the labels to which the model gives the highest probability.
+
+    This is the best that can be read out of a model that was never told the form of the answer.
+    Each prompt is read once; its keys and values are kept, and what labels begin with is tried
+    after them: "app, low" and "app, urgent" differ in their last token alone. No label may begin
+    with another one, since it is not asked whether the model would stop there.
+    """
+    begins = [
+        tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
+        for prompt in prompts
+    ]
+    endings = [tokenizer(label, add_special_tokens=False)["input_ids"] for label in labels]
+    stems = [list(stem) for stem in sorted({tuple(tokens[:-1]) for tokens in endings})]
+    rest = tokenizer.pad({"input_ids": stems}, padding_side="right", return_tensors="pt")
+    rest = rest.to(model.device)
+    best = []
+    with inference(model):
+        for chosen in batches(begins, batch, "Comparing"):
+            read = tokenizer.pad(
+                {"input_ids": [begins[i] for i in chosen]}, padding_side="left", return_tensors="pt"
+            ).to(model.device)
+            output = model(**read, use_cache=True, logits_to_keep=1)
+            cache = output.past_key_values
+            cache.batch_repeat_interleave(len(stems))
+            mask = read["attention_mask"].repeat_interleave(len(stems), 0)
+            mask = torch.cat([mask, rest["attention_mask"].repeat(len(chosen), 1)], dim=1)
+            after = model(
+                input_ids=rest["input_ids"].repeat(len(chosen), 1),
+                attention_mask=mask,
+                past_key_values=cache,
+            ).logits
+            after = after.view(len(chosen), len(stems), *after.shape[1:])
+            first = output.logits[:, 0].float().log_softmax(1)
+            # one prompt at a time: Gemma's logits take 1 MiB a token, and a copy is as large
+            norms = torch.stack([logits.float().logsumexp(2) for logits in after])
+            sums = []
+            for begin, *others in endings:
+                stem, places = stems.index([begin, *others][:-1]), list(range(len(others)))
+                chances = after[:, stem, places, others].float() - norms[:, stem, places]
+                sums.append(first[:, begin] + chances.sum(1))
+            best += zip(chosen, torch.stack(sums).argmax(0).tolist(), strict=True)
+    return [labels[label] for _, label in sorted(best)]
