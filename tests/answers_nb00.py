@@ -18,12 +18,12 @@ ANSWERS = {
     "to_mend": {
         "right": [
             lambda findings: [found.title for found in findings if found.level != "ok"],
-            lambda findings: (f.title for f in findings if f.level in ("attention", "stop")),
+            lambda findings: (f.title for f in findings if f.level in ("warning", "error")),
         ],
         "wrong": [
             (lambda findings: [f.title for f in findings if f.level == "ok"], "all is well"),
-            (lambda findings: [f.title for f in findings if f.level == "attention"], "STOP"),
-            (lambda findings: [f.title for f in findings if f.level == "stop"], "worth reading"),
+            (lambda findings: [f.title for f in findings if f.level == "warning"], "ERROR"),
+            (lambda findings: [f.title for f in findings if f.level == "error"], "worth reading"),
             (lambda findings: [f.title for f in findings], "leave out"),
             (lambda findings: [f for f in findings if f.level != "ok"], "not the findings"),
             (lambda findings: ["packages", "memory"], "in their order"),

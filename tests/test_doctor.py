@@ -115,11 +115,11 @@ def test_a_report_has_a_mark_in_words_and_one_line_if_all_is_well():
         doctor.Finding("ok", "Python"),
     ]
     lines = doctor.report("the model", found).splitlines()
-    assert lines[0] == "STOP       it broke"
-    assert lines[1].startswith("           because of this")
-    assert lines[-2:] == ["           Do: mend it", "OK         Python"]
+    assert lines[0] == "ERROR    it broke"
+    assert lines[1].startswith("         because of this")
+    assert lines[-2:] == ["         Do: mend it", "OK       Python"]
     assert max(map(len, lines)) <= 96
-    assert doctor.report("the model", []) == "OK         the model: nothing to mend"
+    assert doctor.report("the model", []) == "OK       the model: nothing to fix"
 
 
 # The model

@@ -2,7 +2,7 @@
 
 import ast
 import json
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, call
 
 import jinja2
 import pytest
@@ -13,6 +13,7 @@ from qlora_kit import fetch, hub, models, profiles
 from qlora_kit.data import tickets
 from qlora_kit.errors import KitError
 from qlora_kit.paths import ROOT
+from qlora_kit.training import quirks
 
 TURNS = [
     {"role": "system", "content": "Label the ticket."},
@@ -78,7 +79,7 @@ def notebook_06(*names, **given):
     return given
 
 
-def test_notebook_06_trains_gemma_3_1b_on_a_t4_without_autocast(gpu, tmp_path):
+def test_notebook_06_trains_gemma_3_1b_on_a_t4_without_autocast(gpu, tmp_path, monkeypatch, capsys):
     gpu(15, (7, 5))
     profile, dtypes = models.pick_profile(), models.pick_dtypes()
     assert profile.name == "gemma-3-1b"
@@ -95,11 +96,17 @@ def test_notebook_06_trains_gemma_3_1b_on_a_t4_without_autocast(gpu, tmp_path):
     assert loaded.kwargs["dtype"] == torch.float32
     assert loaded.kwargs["quantization_config"].bnb_4bit_compute_dtype == torch.float16
 
-    names = "SFTTrainer", "model", "config", "dataset", "tokenizer", "lora", "finetune", "runs"
-    bound = notebook_06("trainer", dtypes=dtypes, **{name: MagicMock() for name in names})
-    called = [name for name, *_ in bound["finetune"].mock_calls]
-    assert called.index("adapters_to_float32") < called.index("scale_loss")
-    bound["finetune"].scale_loss.assert_called_once_with(bound["trainer"], 1024)
+    names = "SFTTrainer", "model", "config", "dataset", "tokenizer", "lora", "monitor"
+    called = MagicMock()
+    for name in ("adapters_to_float32", "scale_loss", "project_labelled_tokens_only"):
+        monkeypatch.setattr(quirks, name, getattr(called, name))
+    bound = {name: MagicMock() for name in names}
+    trainer = notebook_06("trainer", dtypes=dtypes, quirks=quirks, **bound)["trainer"]
+    assert called.mock_calls == [
+        call.adapters_to_float32(trainer.model),
+        call.scale_loss(trainer, 1024),
+    ]
+    assert "scaled by 1,024" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("slow, fast", [("bfloat16", "float32"), ("float32", "bfloat16")])

@@ -336,9 +336,8 @@ def test_where_memory_is_short_the_section_says_so(monkeypatch, capsys):
 
 
 def test_a_result_is_stored_only_if_a_maintainer_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(stored, "ROOT", tmp_path)
-    (tmp_path / "data").mkdir()
-    file = tmp_path / "data" / "x.json"
+    monkeypatch.setattr(stored, "DATA", tmp_path)
+    file = tmp_path / "x.json"
     monkeypatch.delenv("QLORA_KIT_STORE", raising=False)
     assert stored.measured("x", "a", lambda: (1, 2), possible=True) == [1, 2]
     assert not file.exists()

@@ -9,6 +9,7 @@ import torch
 from qlora_kit import scoring
 from qlora_kit.data import facts, tickets
 from qlora_kit.paths import DATA
+from qlora_kit.scoring import metrics
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +122,8 @@ def test_score_puts_everything_together(monkeypatch, rows):
         texts = [row.label for row in rows] if limit == scoring.LABEL_TOKENS else ["x\n45 days"] * 2
         return [scoring.Answer(text, stopped=i < 4) for i, text in enumerate(texts)]
 
-    monkeypatch.setattr(scoring, "answer", answer)
-    monkeypatch.setattr(scoring, "surprise", lambda *_: [(2.0, 1), (0.0, 1)])
+    monkeypatch.setattr(metrics, "generate_answers", answer)
+    monkeypatch.setattr(metrics, "completion_nll", lambda *_: [(2.0, 1), (0.0, 1)])
     days = facts.read_fact({"fact": "", "says": ["45 days"], "never": []}, {})
     other = facts.read_fact({"fact": "", "says": ["Returns"], "never": []}, {})
     checklist = [(rows[0], [days]), (rows[1], [days, other])]

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from qlora_kit.figures import widgets
+from qlora_kit.figures.style import style
 
 
 def draw(height, name="bar"):
@@ -18,8 +19,9 @@ def draw(height, name="bar"):
 
 
 def picture_of(*values):
-    figure, _ = draw(*values)
-    return widgets.png(figure)
+    with style():  # as `explore` has it
+        figure, _ = draw(*values)
+        return widgets.png(figure)
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from test_memory import A100, ATTENTION, T4, measured, name_of, on_a100, setup_o
 
 from qlora_kit import memory
 from qlora_kit.errors import KitError
-from qlora_kit.memory import MIB, Setup, allocator, architectures, xray
+from qlora_kit.memory import MIB, Setup, allocator, architectures, internals, like_cuda, xray
+from qlora_kit.paths import ROOT
 
 SMOLLM2 = architectures.find("smollm2-135m-instruct")
 # Its first layers: quick.
@@ -55,7 +56,7 @@ def bytes_of_attention(flash, dtype):
         query = torch.ones(1, 8, 64, 32, dtype=dtype)
         key, value = (torch.ones(1, 2, 64, 32, dtype=dtype) for _ in range(2))
     with xray.Tracker() as tracker:
-        xray.cuda_attention(flash)(query, key, value, is_causal=True, enable_gqa=True)
+        like_cuda.cuda_attention(flash)(query, key, value, is_causal=True, enable_gqa=True)
     return sum(size for _, size in tracker.events if size >= query.nbytes)
 
 
@@ -69,14 +70,14 @@ def test_grouped_keys_are_copied_unless_flash_attention_runs():
 def test_autocast_casts_linear_layers_and_keeps_the_cast_of_a_parameter():
     with torch.device("meta"):
         x, weight = torch.ones(4, 8), torch.nn.Parameter(torch.ones(8, 8))
-    with xray.autocast(True, torch.float16) as end_of_forward, xray.Tracker() as tracker:
+    with like_cuda.autocast(True, torch.float16) as end_of_forward, xray.Tracker() as tracker:
         for _ in range(2):
             assert torch.nn.functional.linear(x, weight).dtype == torch.float16
         casts = [size for _, size in tracker.events].count(512)
         assert casts == 5  # the input twice, the output twice, the weight once
         end_of_forward()
         assert torch.is_autocast_enabled()
-    with xray.autocast(False, torch.float16):
+    with like_cuda.autocast(False, torch.float16):
         assert torch.nn.functional.linear(x, weight).dtype == torch.float32
 
 
@@ -230,3 +231,17 @@ def test_an_architecture_without_formulas_is_seen():
     assert not phi.covered
     seen = xray.trace(phi, Setup(batch=1, seq=64, rank=4), T4)
     assert seen.at_peak["quantised weights"] > 0
+
+
+def test_a_borrowed_name_that_is_gone_is_one_sentence_with_the_version(monkeypatch):
+    import trl.kernels.chunked_logprob as kernels
+
+    monkeypatch.delattr(kernels, "_addmm_fp32")
+    with pytest.raises(KitError, match=r"chunked_logprob\._addmm_fp32.* was made for trl 1\.16\.0"):
+        xray.trace(SMALL, Setup(), T4)
+
+
+def test_the_borrowed_names_are_those_of_the_pinned_versions():
+    pins = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    for library, version in internals.MADE_FOR.items():
+        assert f"{library}=={version}" in pins

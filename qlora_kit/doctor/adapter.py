@@ -34,9 +34,9 @@ def _files(folder, config):
         settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         name = settings["base_model_name_or_path"]
         expected = _expected_shapes(folder, config)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as problem:
         yield error(
-            f"adapter_config.json cannot be used: {textwrap.shorten(str(error), 120)}",
+            f"adapter_config.json cannot be used: {textwrap.shorten(str(problem), 120)}",
             "It says which modules the adapter sits on, its rank and its scaling.",
             "give the folder that save_pretrained wrote, and the base that it was trained on",
         )
@@ -52,9 +52,9 @@ def _files(folder, config):
         with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
             names = file.keys()
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError) as problem:
         yield error(
-            f"adapter_model.safetensors cannot be read: {error}",
+            f"adapter_model.safetensors cannot be read: {problem}",
             "It is not there, or was cut off while it was written or sent.",
             "save or copy it again",
         )

@@ -1,9 +1,11 @@
-"""The axes that a slider's picture is drawn on: marks and words stand where their numbers are."""
+"""The style of pictures, and a slider's axes: marks and words stand where their numbers are."""
 
+import matplotlib
+import matplotlib.pyplot as plt
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from qlora_kit.figures import nb06 as figures
+from qlora_kit.figures import style as figures
 
 PLACE = (0.1, 0.2, 0.7, 0.6)
 
@@ -44,3 +46,38 @@ def test_without_numbers_beside_it_there_is_no_line_at_the_left():
     figure = figures.canvas(8, 3)
     figures.frame(figure, PLACE, (0, 1), (0, 1), {0: "0"}, {}, "across")
     assert [list(line.get_xdata()) for line in figure.artists] == [[0, 1], [0]]
+
+
+def test_a_picture_has_the_kits_style_and_a_learners_own_keeps_theirs():
+    before = dict(matplotlib.rcParams)
+
+    @figures.styled
+    def draw():
+        figure, axes = plt.subplots()
+        axes.plot([0, 1], [0, 1])
+        return figure
+
+    figure = draw()
+    [axes] = figure.axes
+    assert dict(matplotlib.rcParams) == before
+    tick = axes.xaxis.get_major_ticks()[0]
+    assert tick.label1.get_size() == figures.STYLE["font.size"] != before["font.size"]
+    assert tick.gridline.get_alpha() == figures.STYLE["grid.alpha"] and tick.gridline.get_visible()
+    assert not axes.spines["top"].get_visible()
+    plt.close(figure)
+
+
+def test_a_picture_leaves_pyplot_as_interactive_as_the_first_one_made_it():
+    """Jupyter's backend switches it on with the first picture, and shows none without."""
+
+    @figures.styled
+    def draw():
+        figure = plt.figure()
+        plt.ion()
+        return figure
+
+    try:
+        plt.close(draw())
+        assert plt.isinteractive()
+    finally:
+        plt.ioff()
