@@ -1,9 +1,9 @@
 import torch
 
 
-def smallest_rank(matrix, share, power=2, start=1):
+def smallest_rank(matrix, proportion, power=2, start=1):
     sizes = torch.linalg.svdvals(matrix) ** power
-    return int((sizes.cumsum(0) / sizes.sum() < share).sum()) + start
+    return int((sizes.cumsum(0) / sizes.sum() < proportion).sum()) + start
 
 
 ANSWERS = {
@@ -40,10 +40,13 @@ ANSWERS = {
     "smallest_rank": {
         "right": [smallest_rank],
         "wrong": [
-            (lambda matrix, share: smallest_rank(matrix, share, start=0), "counts from 0"),
-            (lambda matrix, share: smallest_rank(matrix, share, power=1), "square"),
-            (lambda matrix, share: min(matrix.shape), "needs rank"),
-            (lambda matrix, share: 3, "needs rank"),
+            (
+                lambda matrix, proportion: smallest_rank(matrix, proportion, start=0),
+                "counts from 0",
+            ),
+            (lambda matrix, proportion: smallest_rank(matrix, proportion, power=1), "square"),
+            (lambda matrix, proportion: min(matrix.shape), "needs rank"),
+            (lambda matrix, proportion: 3, "needs rank"),
         ],
     },
     "alpha": {

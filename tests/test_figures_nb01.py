@@ -60,8 +60,8 @@ def test_rank_one_bears_an_adapter_of_zeros_and_large_numbers():
         assert len(dotted) == b.any()  # a B of zero has no direction
 
 
-def test_share_kept_rises_to_all_of_it_and_squares():
-    figure = figures.share_kept({n: torch.tensor([2.0, 1.0]) for n in "abc"})
+def test_proportion_kept_rises_to_all_of_it_and_squares():
+    figure = figures.proportion_kept({n: torch.tensor([2.0, 1.0]) for n in "abc"})
     for line in figure.axes[0].lines:
         assert list(line.get_xdata()) == [1, 2]
         assert line.get_ydata().tolist() == pytest.approx([0.8, 1.0])

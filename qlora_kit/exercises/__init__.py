@@ -68,5 +68,5 @@ def number(value):
 
 
 def close(given, right, rel=1e-6):
-    """True if all numbers given are the right ones, but for that share of them."""
+    """True if all numbers given are the right ones, within that relative error."""
     return all(abs(a - b) <= rel * b for a, b in zip(given, right, strict=True))

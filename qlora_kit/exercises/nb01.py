@@ -84,33 +84,33 @@ def _smallest_rank(answer):
     ]
     for matrix in matrices:
         values = torch.linalg.svdvals(matrix)
-        for share in (0.5, 0.7, 0.9):
-            given = call(answer, matrix, share)
-            right, plain = _held(values.square(), share), _held(values, share)
+        for proportion in (0.5, 0.7, 0.9):
+            given = call(answer, matrix, proportion)
+            right, plain = _held(values.square(), proportion), _held(values, proportion)
             if given == right:
                 continue
             if given == right - 1:
                 return "one too few: a position counts from 0, a rank from 1."
             if given == plain:
-                return "square the singular values first: the share is of the squared size."
+                return "square the singular values first: the proportion is of the squared size."
             rows, columns = matrix.shape
-            return f"a {rows} x {columns} matrix needs rank {right} for {share}, not {given}."
+            return f"a {rows} x {columns} matrix needs rank {right} for {proportion}, not {given}."
     return None
 
 
-def _held(sizes, share):
-    """The smallest number of leading `sizes` that make up `share` of their sum."""
-    return int((sizes.cumsum(0) / sizes.sum() < share).sum()) + 1
+def _held(sizes, proportion):
+    """The smallest number of leading `sizes` that make up `proportion` of their sum."""
+    return int((sizes.cumsum(0) / sizes.sum() < proportion).sum()) + 1
 
 
 smallest_rank = Exercise(
     _smallest_rank,
     why="The best approximation of rank r keeps the r largest singular values and no others.",
     hint="torch.linalg.svdvals gives them largest first; cumsum adds squares up from the left.",
-    solution="""def answer(matrix, share):
+    solution="""def answer(matrix, proportion):
     squares = torch.linalg.svdvals(matrix).square()
     kept = squares.cumsum(0) / squares.sum()
-    return int((kept < share).sum()) + 1""",
+    return int((kept < proportion).sum()) + 1""",
 )
 
 

@@ -14,7 +14,7 @@ def _same(answer, right):
 def _one_weight(answer):
     for value, misconception in (
         (11, "that is the code. The weight is the code's level, times absmax."),
-        (0.3379, "that is the level. It stands for a share of absmax; multiply the two."),
+        (0.3379, "that is the level. It stands for a fraction of absmax; multiply the two."),
         (0.1609, "first divide 0.16 by absmax; afterwards multiply the level by it."),
         (0.0805, "divide 0.16 by absmax before you look for the nearest level."),
         (0.1231, "that is the next lower level; take the nearest one."),

@@ -111,11 +111,11 @@ def _half_step(answer):
         (2**-26, "that is float32's."),
         (
             0.375 * 2**-8,
-            "the distance is the same everywhere between 0.25 and 0.5: no share of it.",
+            "the distance is the same everywhere between 0.25 and 0.5: no fraction of it.",
         ),
         (
             0.375 * 2**-7,
-            "the distance is the same everywhere between 0.25 and 0.5: no share of it.",
+            "the distance is the same everywhere between 0.25 and 0.5: no fraction of it.",
         ),
     ):
         if abs(given - value) <= 0.01 * value:

@@ -182,7 +182,7 @@ def station(axes, x, y, width, height, colour, text):
 
 
 @styled
-def share_kept(curves):
+def proportion_kept(curves):
     """How much of a matrix its best approximations of rising rank hold.
 
     `curves` maps a label to the singular values of a matrix, largest first.
@@ -195,7 +195,7 @@ def share_kept(curves):
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:.0%}")
-    axes.set(xlabel="rank", ylabel="share of the squared size kept", ylim=(0, 1.03))
+    axes.set(xlabel="rank", ylabel="proportion of the squared size kept", ylim=(0, 1.03))
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 

@@ -43,7 +43,7 @@ def quantile_steps(below, above):
     largest = torch.special.ndtri(above).max().item()
     top = axes.secondary_xaxis("top", functions=(lambda x: x / largest, lambda x: x * largest))
     top.set_xlabel("level (divided by the largest)")
-    axes.set(xlabel="value (in standard deviations)", ylabel="share of values below")
+    axes.set(xlabel="value (in standard deviations)", ylabel="proportion of values below")
     axes.set(xlim=(-2.6, 2.6), ylim=(0, 1))
     axes.grid(visible=False)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -76,16 +76,16 @@ def over_levels(heights, used, levels):
 
     `heights` is a histogram from -1 to 1, `used` holds a number for each code, both as shares.
     """
-    figure, share = canvas(9, 3), "share of the weights"
+    figure, proportion = canvas(9, 3), "proportion of the weights"
     ticks = {-1: "-1", 0: "0", 1: "1"}, {0: "0%", 0.02: "2%", 0.04: "4%"}
-    names = "scaled weight (orange: the levels)", share
+    names = "scaled weight (orange: the levels)", proportion
     left = frame(figure, (0.05, 0.18, 0.53, 0.7), (-1.02, 1.02), (0, 0.055), *ticks, *names)
     edges = torch.linspace(-1, 1, len(heights) + 1)
     left.stairs(heights, edges, fill=True, color=BLUE, alpha=0.5)
     left.vlines(levels, 0, 1, color=ORANGE, linewidth=1.2)
 
     ticks = {0: "0", 5: "5", 10: "10", 15: "15"}, {0: "0%", 0.05: "5%", 0.1: "10%"}
-    names = "code (dashed: all used equally)", share
+    names = "code (dashed: all used equally)", proportion
     high = 1.05 * max(0.12, used.max().item())
     right = frame(figure, (0.65, 0.18, 0.34, 0.7), (-1, len(levels)), (0, high), *ticks, *names)
     right.vlines(range(len(levels)), 0, used, color=BLUE, linewidth=10)
@@ -112,8 +112,8 @@ def code_books(books, scaled):
 
 def _use_of_codes(axes, scaled, levels):
     codes = torch.bucketize(scaled.flatten(), _midpoints(levels))
-    share = torch.bincount(codes, minlength=len(levels)) / scaled.numel()
-    axes.bar(range(len(levels)), share, color=BLUE)
+    proportion = torch.bincount(codes, minlength=len(levels)) / scaled.numel()
+    axes.bar(range(len(levels)), proportion, color=BLUE)
     axes.axhline(1 / len(levels), color="black", linestyle="--", linewidth=1)
     axes.yaxis.set_major_formatter("{x:.0%}")
     axes.grid(axis="x", visible=False)

@@ -69,7 +69,7 @@ def _smooth(values, window=20):
 def error_by_rank(ranks, curves, trained):
     """What the best correction of each rank leaves of an error, and what trained adapters left.
 
-    `curves` by name are shares at `ranks`; `trained` by name are points (rank, share).
+    `curves` by name are proportions at `ranks`; `trained` by name are points (rank, proportion).
     """
     figure, axes = plt.subplots(figsize=(7, 3.2))
     styles = zip(curves.items(), (GREY, BLUE, ORANGE), (":", "-", "-"), strict=True)

@@ -62,7 +62,7 @@ def options(rows):
 def targets(choices, base):
     """Trained parameters of each choice of target modules; `choices` by name are counts by part.
 
-    `base` are the base's parameters. A label says the share of both, as PEFT's line does.
+    `base` are the base's parameters. A label says the percentage of both, as PEFT's line does.
     """
     figure, axes = plt.subplots(figsize=(8, 0.45 * len(choices) + 1.3))
     _stack(axes, choices, (BLUE, ORANGE, GREY))
@@ -107,11 +107,11 @@ def gradients(shares, exponents, smallest, largest):
     the bins begin. Left of `smallest` float16 has only zero, right of `largest` infinity.
     """
     figure, axes = plt.subplots(figsize=(8, 3.4))
-    for (name, share), colour, style in zip(
+    for (name, proportions), colour, style in zip(
         shares.items(), (ORANGE, BLUE), ("--", "-"), strict=True
     ):
         axes.step(
-            exponents, [100 * s for s in share], style, color=colour, where="post", label=name
+            exponents, [100 * s for s in proportions], style, color=colour, where="post", label=name
         )
     low, high = exponents[0], exponents[-1] + 1
     zero, infinity, top = math.log2(smallest), math.log2(largest), axes.get_ylim()[1]
