@@ -152,6 +152,16 @@ def test_the_set_up_cell_is_the_same_in_all_notebooks():
     assert f"https://github.com/{link.linked_repository()}" in cell
 
 
+@notebooks
+def test_what_prepares_a_notebook_is_folded_and_has_a_title(path):
+    """JupyterLab goes by the metadata, Colab by the form and its title."""
+    cells = {cell["id"]: cell for cell in code_cells(read(path))}
+    for name in ("set-up", "imports"):
+        assert cells[name]["metadata"]["jupyter"] == {"source_hidden": True}
+        assert cells[name]["metadata"]["cellView"] == "form"
+        assert source(cells[name]).startswith("# @title ")
+
+
 def test_the_version_has_one_value():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["version"] == qlora_kit.__version__
