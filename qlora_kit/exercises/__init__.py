@@ -8,6 +8,8 @@ Each notebook has a module of its own here, with one `Exercise` a task:
     nb01.parameters.check(answer)
 """
 
+import torch
+
 
 class NotTried(Exception):
     """The learner's function still returns the dots of its stub."""
@@ -62,8 +64,6 @@ def call(function, *arguments):
 
 def number(value):
     """A learner's result as a float; a comparison with it is False for anything odd."""
-    import torch
-
     return float(torch.as_tensor(value).item())
 
 
