@@ -268,35 +268,3 @@ with bootstrap.lock("lock"):
 """
     crowd = [subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path) for _ in range(4)]
     assert [process.wait() for process in crowd] == [0, 0, 0, 0]
-
-
-@pytest.mark.full
-def test_a_fresh_clone_trains_with_one_command(tmp_path):
-    """The newcomer's way, in the short form: a clone, one command, a report."""
-    clone = tmp_path / "clone"
-    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("PYTHON", "VIRTUAL_ENV", "JUPYTER"))
-    } | {"QLORA_KIT_PROFILE": "smollm2-135m-short"}
-    base = os.path.realpath(sys.executable)
-    train = subprocess.run(
-        [base, "-m", "qlora_kit", "train"],
-        cwd=clone,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert train.returncode == 0, train.stdout + train.stderr
-    assert "category right" in train.stdout
-    [folder] = (clone / "runs").iterdir()
-    assert (folder / "adapter" / "adapter_model.safetensors").exists()
-    assert (folder / "loss.png").exists()
-    report = json.loads((folder / "report.json").read_text())
-    assert report["base_unchanged"]
-    assert report["after"]["perplexity"] < report["before"]["perplexity"]
-    # The second call finds the environment and the model again.
-    fetch = [base, "-m", "qlora_kit", "fetch"]
-    again = subprocess.run(fetch, cwd=clone, env=environment, capture_output=True, text=True)
-    assert again.stdout.startswith("smollm2-135m-short is in ")

@@ -220,44 +220,52 @@ def first_step(notebook):
     return int(re.search(r"\| (\d+)/", shown[0])[1])
 
 
-def test_the_real_command_killed_in_mid_training_resumes(tmp_path):
-    """`python3 -m qlora_kit train` in a copy of the repository, on the real model."""
-    clone = tmp_path / "clone"
-    ignore = shutil.ignore_patterns("runs", ".*", "__pycache__", "tests")
-    shutil.copytree(ROOT, clone, ignore=ignore)
-    environment = os.environ | {
-        "PYTHONPATH": str(clone),
-        "QLORA_KIT_PROFILE": "smollm2-135m-short",
-    }
+def test_a_fresh_clone_trains_with_one_command_and_the_same_one_resumes(tmp_path):
+    """The newcomer's way, in the short form: a clone, one command, killed in mid-training; the same
+    command again; a report."""
+    clone, log = tmp_path / "clone", tmp_path / "log.txt"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    foreign = ("PYTHON", "VIRTUAL_ENV", "JUPYTER")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
+    environment["QLORA_KIT_PROFILE"] = "smollm2-135m-short"
+
+    base = [os.path.realpath(sys.executable), "-m", "qlora_kit"]
 
     def train():
-        return subprocess.Popen(
-            [sys.executable, "-m", "qlora_kit", "train"],
-            cwd=clone,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+        with open(log, "w") as file:
+            return subprocess.Popen(
+                [*base, "train"],
+                cwd=clone,
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
 
     killed = train()
     try:
-        wait_for(lambda: list((clone / "runs").glob("*/checkpoints/*/manifest.json")), killed, 1200)
+        wait_for(lambda: list((clone / "runs").glob("*/checkpoints/*/manifest.json")), killed, 1800)
         kernel = kernel_of(killed)
     finally:
+        print(log.read_text())
         killed.kill()
         killed.wait()
-    resumed = train()  # at once: the orphan may live for another second, and disturbs nothing
-    out, _ = resumed.communicate()
-    assert resumed.returncode == 0, out
+    resumed = train()  # at once: the orphan may live for another second, disturbs nothing
+    assert resumed.wait() == 0, log.read_text()
     assert not alive(kernel)
     [folder] = (clone / "runs").iterdir()
-    assert f"Resuming {folder.name} from checkpoint-" in out
+    said = log.read_text()
+    assert f"Resuming {folder.name} from checkpoint-" in said
+    assert "category right" in said
     report = json.loads((folder / "report.json").read_text())
     step = first_step(folder / "06_train_gemma.ipynb")
     assert step and report["resumed_from"] == f"checkpoint-{step}"
     assert report["base_unchanged"]
     assert report["after"]["perplexity"] < report["before"]["perplexity"]
     assert 0 < report["tokens_per_second"] < 1e5
+    assert (folder / "adapter" / "adapter_model.safetensors").exists()
+    assert (folder / "loss.png").exists()
     assert not pickles(folder)
     assert not (folder / "checkpoints").exists()
+    # The next call finds the environment and the model again.
+    again = subprocess.run([*base, "fetch"], cwd=clone, env=environment, capture_output=True)
+    assert again.stdout.startswith(b"smollm2-135m-short is in ")
