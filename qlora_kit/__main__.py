@@ -6,10 +6,14 @@ import sys
 from qlora_kit.errors import KitError
 
 
+# The profiles' names, to be shown before anything is installed.
+MODELS = ("smollm2-135m", "gemma-3-270m", "gemma-3-1b", "gemma-3-4b", "llama-2-7b")
+
+
 def parser():
     top = argparse.ArgumentParser(
         prog="python3 -m qlora_kit",
-        description="QLoRA Kit: learn QLoRA in notebooks, and fine-tune a real model.",
+        description="QLoRA Kit: learn QLoRA in notebooks, and fine-tune a real language model.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(
@@ -17,53 +21,95 @@ def parser():
     )
     examples = []
 
-    def command(name, text, example):
-        examples.append("  python3 -m qlora_kit " + example)
+    def command(name, text, *shown):
+        lines = ["  python3 -m qlora_kit " + example for example in shown]
+        examples.extend(lines)
         return commands.add_parser(
             name,
             help=text,
             description=text[0].upper() + text[1:] + ".",
-            epilog="Example:" + examples[-1],
+            epilog="\n".join(["examples:" if len(lines) > 1 else "example:", *lines]),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
-    train = command("train", "fine-tune a model (notebook 06); print before and after", "train")
+    def takes_profile(subparser):
+        subparser.add_argument(
+            "--profile",
+            metavar="NAME",
+            help="the model: %s (default: the one that suits this machine)" % ", ".join(MODELS),
+        )
+
+    train = command(
+        "train",
+        "fine-tune a model and print its scores before and after (this is notebook 06)",
+        "train",
+        "train --profile gemma-3-270m --rank 8",
+        "train --data my_tickets --categories bug,praise",
+    )
+    takes_profile(train)
+    train.add_argument(
+        "--data",
+        metavar="FOLDER",
+        help="your own tickets: a folder with tickets_train.jsonl, tickets_dev.jsonl and "
+        "tickets_test.jsonl",
+    )
+    train.add_argument("--categories", metavar="a,b,...", help="the categories of your own tickets")
+    for option, kind, text in (
+        ("--rank", int, "size of the adapter's matrices"),
+        ("--alpha", int, "the adapter's output is multiplied by alpha / rank"),
+        ("--learning-rate", float, "how large an update is, such as 2e-4"),
+        ("--rows", int, "how many of the training tickets to use"),
+        ("--epochs", int, "how often to go through them"),
+    ):
+        name = "N" if kind is int else "RATE"
+        train.add_argument(option, type=kind, metavar=name, help=text + " (default: the profile's)")
+    train.add_argument(
+        "--seed", type=int, metavar="N", help="fixes the random choices (default: the notebook's)"
+    )
     train.add_argument(
         "--new",
         action="store_true",
-        help="begin a new run; without it, one that was cut off is resumed if nothing has changed",
+        help="start afresh; otherwise an interrupted run with the same settings is resumed",
     )
 
-    test = command("test", "run the tests, notebooks included", "test --full")
+    test = command("test", "run the tests, including every notebook", "test --full")
     test.add_argument("--full", action="store_true", help="add the slow tests (up to an hour)")
 
-    command("lab", "open JupyterLab on the notebooks", "lab")
-    command("doctor", "look at this machine: what fits, what to mend", "doctor")
+    command("lab", "open the notebooks in JupyterLab", "lab")
+    takes_profile(command("doctor", "check this machine: what will run, and what to fix", "doctor"))
 
-    fetch = command("fetch", "download a model into the cache", "fetch gemma-3-270m")
-    fetch.add_argument("profile", nargs="?", help="default: the one that suits this machine")
+    fetch = command(
+        "fetch", "download a model, to work without a network later", "fetch gemma-3-270m"
+    )
+    which = fetch.add_mutually_exclusive_group()
+    takes_profile(which)
+    which.add_argument("name", nargs="?", metavar="NAME", help="the same as --profile NAME")
 
     run = command("run", "run one notebook from top to bottom", "run 06 --set seed=1")
     run.add_argument("number", metavar="NN", help="the notebook's number, such as 06")
+    takes_profile(run)
     how = run.add_mutually_exclusive_group()
     how.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="set a variable of the notebook's parameters cell; may be given several times",
+        help="change a setting at the top of the notebook; repeat it for more than one",
     )
     how.add_argument(
         "--in-place",
         action="store_true",
-        help="store the outputs in the notebook itself (for maintainers)",
+        help="save the outputs in the notebook itself (for maintainers)",
     )
 
-    bench = command("bench", "time the kit against the libraries, as ratios", "bench train")
+    bench = command("bench", "compare the kit's speed with the libraries'", "bench train")
     bench.add_argument(
         "what",
         choices=["nf4", "train"],
-        help="nf4: quantise and dequantise a weight; train: its recipe against the defaults",
+        help="nf4: quantising and dequantising a matrix; train: the kit's recipe against the "
+        "libraries' defaults",
     )
+    takes_profile(bench)
     bench.add_argument("--json", action="store_true", help="print one JSON object instead")
 
     budget = command(
@@ -99,16 +145,16 @@ def parser():
     )
     budget.add_argument("--json", action="store_true", help="print one JSON object instead")
 
-    link = command("link", "stamp the repository's address everywhere", "link OWNER/REPO")
-    link.add_argument("repository", metavar="OWNER/REPO")
+    link = command("link", "write your repository's address into every link", "link OWNER/REPO")
+    link.add_argument("repository", metavar="OWNER/REPO", help="its name on GitHub")
 
     top.epilog = "\n".join(
         [
             "examples:",
             *examples,
             "",
-            "Where packages are missing, the first call makes a .venv in this folder.",
-            "Set QLORA_KIT_PROFILE to choose a model, QLORA_KIT_CACHE to move the cache.",
+            "The first command installs what is missing into .venv in this folder, once.",
+            "QLORA_KIT_PROFILE chooses the model for everything, QLORA_KIT_CACHE moves downloads.",
         ]
     )
     return top
@@ -125,6 +171,7 @@ def main():
             bootstrap.ensure(arguments.command)
         from qlora_kit.cli import commands
 
+        commands.choose_profile(arguments)
         return getattr(commands, arguments.command)(arguments)
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)

@@ -3,6 +3,7 @@
 A profile holds every fact about a model that a notebook needs, so that no notebook branches.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 from qlora_kit import fetch
@@ -11,6 +12,10 @@ from qlora_kit.errors import KitError
 GEMMA_NOTICE = (
     "Gemma is provided under and subject to the Gemma Terms of Use found at "
     "ai.google.dev/gemma/terms"
+)
+LLAMA_2_NOTICE = (
+    "Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) Meta Platforms, Inc. "
+    "All Rights Reserved: ai.meta.com/llama/license"
 )
 # Chat templates for base models whose tokenizer brings none. Each is the one that the makers use
 # for the instruction-tuned sibling. A system turn opens the first user turn.
@@ -41,7 +46,7 @@ class Recipe:
     reply besides its label. Short examples are packed into rows of `max_length` tokens, `batch` of
     which make a step. `alpha` is PEFT's lora_alpha, so the scaling is alpha / rank.
     `warmup` is the proportion of the steps in which the learning rate rises. `scored` caps the
-    held-out rows that are scored.
+    held-out rows that are scored. Raises KitError for a number that makes no sense.
     """
 
     rows: int
@@ -60,13 +65,24 @@ class Recipe:
     max_length: int
     scored: int
 
+    def __post_init__(self):
+        for name in ("rows", "epochs", "rank"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise KitError(f"{name} must be a whole number, 1 or more, not {value!r}.")
+        for name in ("alpha", "learning_rate"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 < value < math.inf:
+                raise KitError(f"{name} must be above 0, not {value!r}.")
+
 
 @dataclass(frozen=True)
 class Profile:
     """A model and how to train it.
 
-    `hub` names repositories, the original first, then mirrors without a gate. `fallback` is the
-    profile to use where the hub cannot be reached. `chat_template` is used where the tokenizer
+    `hub` names repositories, the original first, then mirrors without a gate; `notice` is what the
+    maker wants everybody to be told, who takes it from a mirror as well. `fallback` is the profile
+    to use where the hub cannot be reached. `chat_template` is used where the tokenizer
     has none of its own. `stop_tokens` end an answer, `pad_token` fills a batch. `exclude` is a
     pattern of the modules that get no adapter.
     """
@@ -173,6 +189,7 @@ PROFILES = {
             recipe=LARGE,
             fallback="smollm2-135m",
             chat_template=LLAMA_2_CHAT_TEMPLATE,
+            notice=LLAMA_2_NOTICE,
         ),
     )
 }

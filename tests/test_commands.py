@@ -2,15 +2,21 @@
 
 import base64
 import io
+import os
+import re
 import shutil
+import sys
 import types
 
 import nbformat
 import pytest
 
+from qlora_kit import bootstrap, course, doctor, memory, models
+from qlora_kit.__main__ import MODELS, main, parser
 from qlora_kit.cli import commands, link, notebooks, tables
 from qlora_kit.errors import KitError
 from qlora_kit.paths import ROOT
+from qlora_kit.training import runs
 
 
 @pytest.mark.parametrize(
@@ -62,8 +68,171 @@ def test_an_unknown_parameter_names_the_known_ones(notebook):
 
 def test_a_folder_is_taken_from_where_the_user_stands(notebook, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    values = notebooks.checked(notebook("data_dir = ''\nseed = 0"), ["data_dir=mine", "seed=1"])
-    assert values == {"data_dir": str(tmp_path / "mine"), "seed": 1}
+    write_tickets(tmp_path / "mine")
+    book = notebook("data_dir = ''\nrun_dir = ''\nseed = 0")
+    values = notebooks.checked(book, ["data_dir=mine", "run_dir=there", "seed=1"])
+    mine, there = str(tmp_path / "mine"), str(tmp_path / "there")
+    assert values == {"data_dir": mine, "run_dir": there, "seed": 1}
+
+
+def write_tickets(folder):
+    folder.mkdir()
+    for name in ("train", "dev", "test"):
+        (folder / f"tickets_{name}.jsonl").touch()
+
+
+def test_a_list_reaches_the_notebook_as_one(notebook, tmp_path):
+    """papermill passes a tuple on as a text."""
+    book = notebook("names = None\ncategories = None", "print(names, categories)")
+    values = notebooks.checked(book, ["names=(1, 2)", "categories=('bug', 'praise')"])
+    notebooks.execute(book, tmp_path, values)
+    executed = nbformat.read(tmp_path / book.name, as_version=4)
+    assert executed.cells[-1].outputs[0].text == "[1, 2] ['bug', 'praise']\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["bug,praise", " bug, praise", "('bug', 'praise')", '["bug", "praise"]', "'bug,praise'"]
+)
+def test_categories_are_read_in_every_form_that_people_write(notebook, text):
+    values = notebooks.checked(notebook("categories = None"), [f"categories={text}"])
+    assert values == {"categories": ["bug", "praise"]}
+
+
+@pytest.mark.parametrize(
+    "text", ["bug", "5", "bug,", "bug,bug", "bug,,praise", "['bug', 'praise'", "{'bug': 1, 'p': 2}"]
+)
+def test_categories_of_another_form_are_refused_with_the_right_one(notebook, text):
+    """A text would be taken letter by letter, and one category leaves nothing to learn."""
+    with pytest.raises(KitError, match="such as bug,praise") as caught:
+        notebooks.checked(notebook("categories = None"), [f"categories={text}"])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_notebook_itself_refuses_categories_that_are_a_text():
+    cell = source_of("data")
+    [guard] = [line for line in cell.splitlines() if line.startswith("assert")]
+    exec(guard, {"known": ["bug", "praise"]})
+    with pytest.raises(AssertionError, match="must be a list"):
+        exec(guard, {"known": "bug,praise"})
+
+
+def source_of(cell):
+    """The source of a cell of notebook 06."""
+    book = nbformat.read(commands.find_notebook("06"), as_version=4)
+    return next(found.source for found in book.cells if found.id == cell)
+
+
+def test_an_empty_value_leaves_the_notebooks_own(notebook):
+    book = notebook("data_dir = ''\nseed = 0\ncategories = None")
+    assert notebooks.checked(book, ["data_dir=", "seed=", "categories=", "data_dir=''"]) == {}
+
+
+@pytest.mark.parametrize(
+    "setting, words",
+    [
+        ("rank=0", "rank must be a whole number, 1 or more, not 0"),
+        ("rows=-1", "rows must be a whole number, 1 or more, not -1"),
+        ("epochs=1.5", "epochs must be a whole number, 1 or more, not 1.5"),
+        ("rank=True", "rank must be a whole number, 1 or more, not True"),
+        ("alpha=0", "alpha must be above 0, not 0"),
+        ("alpha=much", "alpha must be above 0, not 'much'"),
+        ("learning_rate=0", "learning_rate must be above 0, not 0"),
+        ("learning_rate=-2e-4", "learning_rate must be above 0, not -0.0002"),
+        ("learning_rate=1e999", "learning_rate must be above 0, not inf"),
+        ("seed=-1", "seed must be a whole number from 0 to 4294967295, not -1"),
+        ("seed=one", "seed must be a whole number from 0 to 4294967295, not 'one'"),
+        ("categories=bug", "such as bug,praise"),
+        ("data_dir=nowhere", "nowhere has no tickets_train.jsonl"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_one_sentence_before_anything_is_loaded(
+    monkeypatch, tmp_path, setting, words
+):
+    """In `run 06 --set` and, under the option's name, in `train`."""
+    monkeypatch.setattr(models, "get_weights", None)  # would raise
+    monkeypatch.setattr(notebooks, "execute", None)
+    monkeypatch.setattr(runs, "RUNS", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    name, _, value = setting.partition("=")
+    option = {"data_dir": "--data"}.get(name, "--" + name.replace("_", "-"))
+    for line in (["run", "06", "--set", setting], ["train", f"{option}={value}"]):
+        try:
+            arguments = parser().parse_args(line)
+        except SystemExit:  # argparse has refused it: 'much' is no number
+            continue
+        with pytest.raises(KitError, match=re.escape(words)) as caught:
+            getattr(commands, arguments.command)(arguments)
+        assert len(str(caught.value).splitlines()) == 1
+    assert not runs.RUNS.exists()
+
+
+@pytest.mark.parametrize("command", ["train", "run 06", "fetch", "doctor", "bench train"])
+def test_a_profile_can_be_named_wherever_a_model_is_meant(monkeypatch, command):
+    monkeypatch.setenv("QLORA_KIT_PROFILE", "smollm2-135m")
+    arguments = parser().parse_args([*command.split(), "--profile", "gemma-3-270m"])
+    commands.choose_profile(arguments)
+    assert models.pick_profile().name == "gemma-3-270m"
+
+
+def test_the_help_names_every_profile_but_the_short_form_for_tests():
+    assert list(MODELS) == [name for name in models.PROFILES if not name.endswith("-short")]
+
+
+def test_an_unknown_profile_is_refused_with_the_known_ones(monkeypatch, capsys):
+    monkeypatch.setenv("QLORA_KIT_PROFILE", "smollm2-135m")
+    monkeypatch.setattr(sys, "argv", ["qlora_kit", "doctor", "--profile", "gemma-9"])
+    monkeypatch.setattr(bootstrap, "ensure", lambda command: None)
+    assert main() == 1
+    said = capsys.readouterr().err
+    assert "no profile 'gemma-9'" in said and "gemma-3-270m" in said
+    assert os.environ["QLORA_KIT_PROFILE"] == "smollm2-135m"
+
+
+@pytest.mark.parametrize("command", ["bench nf4", "run 02"])
+def test_a_profile_is_refused_where_no_model_is_chosen(monkeypatch, command):
+    monkeypatch.setenv("QLORA_KIT_PROFILE", "smollm2-135m")
+    arguments = parser().parse_args([*command.split(), "--profile", "gemma-3-270m"])
+    with pytest.raises(KitError, match="--profile"):
+        getattr(commands, arguments.command)(arguments)
+
+
+def test_fetch_takes_the_profile_as_a_word_or_as_an_option(monkeypatch):
+    fetched = []
+
+    def get_weights(profile):
+        fetched.append(profile.name)
+        return profile, "a folder"
+
+    monkeypatch.setattr(models, "get_weights", get_weights)
+    monkeypatch.setenv("QLORA_KIT_PROFILE", "smollm2-135m")
+    for words in (["gemma-3-270m"], ["--profile", "gemma-3-270m"], []):
+        arguments = parser().parse_args(["fetch", *words])
+        commands.choose_profile(arguments)
+        commands.fetch(arguments)
+        os.environ["QLORA_KIT_PROFILE"] = "smollm2-135m"
+    assert fetched == ["gemma-3-270m", "gemma-3-270m", "smollm2-135m"]
+    with pytest.raises(SystemExit):
+        parser().parse_args(["fetch", "gemma-3-270m", "--profile", "smollm2-135m"])
+
+
+def test_doctor_says_what_each_notebook_takes_here(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "machine", lambda: [doctor.Finding("ok", "fine")])
+    monkeypatch.setattr(memory, "free_bytes", lambda: 1.0e9)
+    assert commands.doctor(None) == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    for stage in course.STAGES:
+        row = rows[stage.number]
+        assert f"{stage.minutes:g} min" in row and f"{stage.gigabytes:g} GB" in row
+        assert ("more than is free" in row) == (stage.gigabytes > 1.0), row
+
+
+def test_doctor_prints_no_table_where_packages_are_missing(monkeypatch, capsys):
+    """There the memory that is free cannot be asked."""
+    broken = [doctor.Finding("error", "seen", "why", "fix")]
+    monkeypatch.setattr(doctor, "machine", lambda: broken)
+    monkeypatch.setattr(memory, "free_bytes", None)  # would raise
+    assert commands.doctor(None) == 1
+    assert course.STAGES[-1].title not in capsys.readouterr().out
 
 
 def test_a_process_that_was_killed_is_one_sentence(notebook, tmp_path):

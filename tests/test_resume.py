@@ -166,7 +166,7 @@ def test_a_killed_kernel_is_one_sentence_and_the_same_command_resumes(place, unb
     _, errors = train.communicate(timeout=60)
     assert train.returncode == 1
     [line] = [line for line in errors.splitlines() if line.startswith("qlora_kit: ")]
-    assert f"The same command goes on with {folder.name}, from its last checkpoint" in line
+    assert f"To continue {folder.name}, run the same command again." in line
     assert not (folder / "report.json").exists()
     check_resumed(place, folder, unbroken)
 
@@ -190,7 +190,7 @@ def test_ctrl_c_ends_the_kernel_and_says_how_to_go_on(place):
     os.killpg(train.pid, signal.SIGINT)
     _, errors = train.communicate(timeout=60)
     assert train.returncode == 130
-    assert f"Stopped. The same command goes on with {folder.name}" in errors
+    assert f"Stopped. To continue {folder.name}, run" in errors
     assert "Traceback" not in errors
     assert not alive(kernel)
     shutil.rmtree(folder)

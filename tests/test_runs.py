@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 import re
 import shutil
 import subprocess
@@ -17,9 +18,11 @@ import torch
 import transformers
 
 from qlora_kit import fetch, models
+from qlora_kit.__main__ import parser
 from qlora_kit.cli import commands, notebooks, tables
 from qlora_kit.errors import KitError
 from qlora_kit.notebook import download_link
+from qlora_kit.paths import DATA
 from qlora_kit.training import runs
 
 SHORT = models.PROFILES["smollm2-135m-short"]
@@ -57,7 +60,7 @@ def now(data):
 
 def interrupted(settings):
     """A run that was begun, and whose process is gone."""
-    folder = runs.new_run(SHORT)
+    folder = runs.new_run(SHORT.name)
     runs.begin(folder, settings)
     let_go()
     return folder
@@ -76,9 +79,33 @@ def make_checkpoint(run, step):
 
 
 def test_runs_of_the_same_second_get_folders_of_their_own():
-    folders = {runs.new_run(SHORT) for _ in range(3)}
+    folders = {runs.new_run(SHORT.name) for _ in range(3)}
     assert len(folders) == 3
     assert all(folder.name.split("-", 4)[4].startswith(SHORT.name) for folder in folders)
+
+
+def test_a_run_of_a_notebook_has_its_name(monkeypatch):
+    """One of notebook 02 is no training of a model, and does not look like one."""
+    monkeypatch.setattr(notebooks, "execute", lambda notebook, folder, values: None)
+    for number in ("02", "06"):
+        commands.run(parser().parse_args(["run", number]))
+    names = sorted(folder.name.split("-", 4)[4] for folder in runs.RUNS.iterdir())
+    assert names == ["02_nf4_by_hand", "06_train_gemma"]
+
+
+def test_only_trainings_are_looked_at_for_one_to_resume(now, monkeypatch, capfd):
+    """A folder of another notebook may hold files of any name."""
+
+    def execute(notebook, folder, values):
+        runs.write_json(folder / "settings.json", {"levels": 16})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(notebooks, "execute", execute)
+    with pytest.raises(KeyboardInterrupt):
+        commands.run(parser().parse_args(["run", "02"]))
+    let_go()
+    assert runs.unfinished(now) is None
+    assert capfd.readouterr().out == ""
 
 
 def test_the_newest_unfinished_run_is_found(now):
@@ -268,7 +295,7 @@ def test_the_code_of_a_notebook_counts_and_its_texts_and_outputs_do_not(tmp_path
 
 
 def test_a_new_run_has_no_checkpoint_and_notes_its_settings(now):
-    folder = runs.new_run(SHORT)
+    folder = runs.new_run(SHORT.name)
     assert runs.begin(folder, now) is None
     assert json.loads((folder / "settings.json").read_text()) == now
 
@@ -325,15 +352,18 @@ def test_a_pickle_that_could_run_code_is_refused_and_not_run(now, tmp_path, name
     assert (tmp_path / "bang").exists(), "the bomb was a dud"
 
 
-def test_a_report_is_whole_or_absent_and_the_checkpoints_go_last(tmp_path):
-    make_checkpoint(tmp_path, 10)
+def test_a_report_is_whole_or_absent_and_the_checkpoints_go_last(tmp_path, now):
+    run = tmp_path / "run"
+    run.mkdir()
+    runs.begin(run, now)
+    make_checkpoint(run, 10)
     with pytest.raises(TypeError):
-        runs.finish(tmp_path, {"steps": object()})
-    assert not (tmp_path / "report.json").exists()
-    assert (tmp_path / "checkpoints").exists()
-    runs.finish(tmp_path, {"steps": 3})
-    assert json.loads((tmp_path / "report.json").read_text()) == {"steps": 3}
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+        runs.finish(run, {"steps": object()})
+    assert not (run / "report.json").exists()
+    assert (run / "checkpoints").exists()
+    runs.finish(run, {"steps": 3})
+    assert runs.read_json(run / "report.json") == {"steps": 3, "settings": now}
+    assert [path.name for path in run.iterdir() if path.is_dir()] == []
 
 
 @pytest.fixture(scope="module")
@@ -434,10 +464,10 @@ def train(monkeypatch, tmp_path):
     monkeypatch.setattr(models, "pick_dtypes", lambda: CPU)
     monkeypatch.setattr(tables, "before_and_after", lambda report: f"steps: {report['steps']}")
 
-    def call(execute, new=False):
+    def call(execute, *options):
         monkeypatch.setattr(notebooks, "execute", execute)
         try:
-            return commands.train(types.SimpleNamespace(new=new))
+            return commands.train(parser().parse_args(["train", *options]))
         finally:
             let_go()
 
@@ -445,7 +475,7 @@ def train(monkeypatch, tmp_path):
 
 
 def succeed(notebook, folder, values):
-    assert values == {"run_dir": str(folder)}
+    assert values["run_dir"] == str(folder)
     (folder / "checkpoints").mkdir(exist_ok=True)
     runs.finish(folder, {"steps": 20})
 
@@ -458,11 +488,11 @@ def stopped(error):
     return execute
 
 
-def test_ctrl_c_says_that_the_same_command_goes_on_and_it_does(train, capfd):
+def test_ctrl_c_says_that_the_same_command_continues_and_it_does(train, capfd):
     assert train(stopped(KeyboardInterrupt())) == 130
     [folder] = runs.RUNS.iterdir()
     said = capfd.readouterr().err
-    assert f"Stopped. The same command goes on with {folder.name}" in said
+    assert f"Stopped. To continue {folder.name}, run the same command again." in said
     assert train(succeed) == 0
     assert f"Resuming {folder.name} from checkpoint-10" in capfd.readouterr().out
     assert list(runs.RUNS.iterdir()) == [folder]
@@ -473,14 +503,14 @@ def test_ctrl_c_says_that_the_same_command_goes_on_and_it_does(train, capfd):
 @pytest.mark.parametrize(
     "error", [KitError("The notebook's process was ended."), OSError(28, "No space left on device")]
 )
-def test_a_run_that_fails_says_that_the_same_command_goes_on(train, error):
-    with pytest.raises(KitError, match=r"(ended|device)\. The same command goes on with 20"):
+def test_a_run_that_fails_says_that_the_same_command_continues(train, error):
+    with pytest.raises(KitError, match=r"(ended|device)\. To continue 20.*, run the same command"):
         train(stopped(error))
 
 
 def test_new_begins_another_run(train):
     train(stopped(KeyboardInterrupt()))
-    assert train(succeed, new=True) == 0
+    assert train(succeed, "--new") == 0
     assert len(list(runs.RUNS.iterdir())) == 2
     assert len(list(runs.RUNS.glob("*/checkpoints"))) == 1
 
@@ -498,12 +528,75 @@ def test_a_changed_cell_of_the_notebook_begins_another_run(train, tmp_path, monk
     assert len(list(runs.RUNS.iterdir())) == 2
 
 
-def test_the_notebooks_own_settings_are_a_part_of_those_of_train():
+OWN = ["--seed=3", "--rank=4", "--alpha=9", "--learning-rate=1e-3", "--rows=32", "--epochs=2"]
+
+
+@pytest.mark.parametrize("options", [[], OWN, ["--rank=4"], "own data"], ids=str)
+def test_the_notebooks_own_settings_are_a_part_of_those_of_train(data, monkeypatch, options):
     """Else the notebook would refuse the run that `train` has begun."""
+    if options == "own data":
+        options = ["--data", str(data), "--categories", "bug,praise"]
+    values = commands.given_settings(parser().parse_args(["train", *options]))
     notebook = commands.find_notebook("06")
-    of_train = commands.training_settings(notebook, SHORT)
-    of_notebook = runs.settings(SHORT, models.pick_dtypes(), 0, commands.ROOT / "data")
-    assert of_notebook.items() < of_train.items()
+    of_train = commands.training_settings(notebook, SHORT, values)
+    of_notebook = settings_of_the_notebook(notebook, values, monkeypatch)
+    assert of_notebook.items() <= of_train.items()
+    assert of_train.keys() - of_notebook.keys() == {notebook.name}
+    for name in values.keys() - {"data_dir"}:
+        assert of_notebook[name] == values[name], name
+
+
+def settings_of_the_notebook(path, values, monkeypatch):
+    """What notebook 06 computes by its own cells, with `values` in its parameters cell."""
+    monkeypatch.setattr(models, "pick_profile", lambda: SHORT)
+    monkeypatch.setattr(models, "get_weights", lambda profile: (profile, None))
+    cells = {cell.id: cell.source for cell in nbformat.read(path, as_version=4).cells}
+    names = {"models": models, "runs": runs, "replace": dataclasses.replace, "DATA": DATA}
+    exec(cells["settings"], names)
+    exec(cells["profile"], names | {}, given := names | values)
+    for cell, name in (("data", "source"), ("run", "settings")):
+        [line] = [one for one in cells[cell].splitlines() if one.startswith(f"{name} = ")]
+        exec(line, given | {"Path": pathlib.Path}, given)
+    return given["settings"]
+
+
+def test_train_with_own_data_and_numbers_passes_them_on_and_resumes(train, data, capfd):
+    options = ["--data", str(data), "--categories", "bug, praise", *OWN]
+    passed = []
+
+    def execute(notebook, folder, values):
+        passed.append(values)
+        if len(passed) == 1:
+            make_checkpoint(folder, 10)
+        raise KeyboardInterrupt
+
+    assert train(execute, *options) == 130
+    [folder] = runs.RUNS.iterdir()
+    values = {"data_dir": str(data), "categories": ["bug", "praise"], "seed": 3, "rank": 4}
+    values |= {"alpha": 9, "learning_rate": 1e-3, "rows": 32, "epochs": 2}
+    assert passed == [values | {"run_dir": str(folder)}]
+    assert train(execute, *options) == 130
+    assert f"Resuming {folder.name} from checkpoint-10" in capfd.readouterr().out
+    train(execute, *options[:-1])
+    said = capfd.readouterr().out
+    assert f"{folder.name} is not resumed: its epochs differs." in said
+    assert len(list(runs.RUNS.iterdir())) == 2
+
+
+def test_other_categories_are_another_run(train, data, capfd):
+    options = ["--data", str(data), "--categories"]
+    train(stopped(KeyboardInterrupt()), *options, "bug,praise")
+    train(stopped(KeyboardInterrupt()), *options, "bug,praise,question")
+    assert "its categories differ" in capfd.readouterr().out
+
+
+def test_the_settings_stand_in_the_report(train, data):
+    assert train(succeed, "--data", str(data), "--rank=4") == 0
+    [folder] = runs.RUNS.iterdir()
+    report = runs.read_json(folder / "report.json")
+    assert report["steps"] == 20
+    assert report["settings"] == runs.read_json(folder / "settings.json")
+    assert report["settings"]["rank"] == 4 and "tickets_train.jsonl" in report["settings"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no exec that keeps the process")

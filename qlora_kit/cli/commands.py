@@ -3,14 +3,32 @@
 Each imports what it needs when it is called, so that `link` or `lab` need not wait for torch.
 """
 
+import ast
 import json
 import os
 import sys
+from dataclasses import replace
 
+from qlora_kit import course
 from qlora_kit.bootstrap import hand_over
 from qlora_kit.cli import tables
 from qlora_kit.errors import KitError
 from qlora_kit.paths import DATA, NOTEBOOKS, ROOT
+
+# The numbers of a profile's recipe that `train` and notebook 06's parameters can replace.
+RECIPE = ("rank", "alpha", "learning_rate", "rows", "epochs")
+
+
+def choose_profile(arguments):
+    """Make --profile, where it is given, the profile of this process and those that it starts.
+
+    Raises KitError for an unknown one.
+    """
+    name = getattr(arguments, "profile", None)
+    if name:
+        from qlora_kit import profiles
+
+        os.environ["QLORA_KIT_PROFILE"] = profiles.get_profile(name).name
 
 
 def train(arguments):
@@ -18,18 +36,22 @@ def train(arguments):
     from qlora_kit.cli import notebooks
     from qlora_kit.training import runs
 
+    notebook, values = find_notebook("06"), given_settings(arguments)
+    check_settings(values)
     profile, _ = models.get_weights(models.pick_profile())
     os.environ["QLORA_KIT_PROFILE"] = profile.name  # after a fallback the notebook does the same
-    notebook = find_notebook("06")
-    settings = training_settings(notebook, profile)
-    folder = (not arguments.new and runs.unfinished(settings)) or runs.new_run(profile)
+    dtype = None if arguments.new else runs.begun_dtype(profile)
+    if dtype and not os.environ.get("QLORA_KIT_DTYPE"):
+        os.environ["QLORA_KIT_DTYPE"] = dtype  # for the notebook's process as well
+    settings = training_settings(notebook, profile, values)
+    folder = (not arguments.new and runs.unfinished(settings)) or runs.new_run(profile.name)
     checkpoint = runs.begin(folder, settings)
     if checkpoint:
-        print(f"Resuming {folder.name} from {checkpoint.name} (--new would begin another run).")
+        print(f"Resuming {folder.name} from {checkpoint.name} (to start afresh, add --new).")
     print(f"Fine-tuning {profile.name} with notebook 06:", flush=True)
-    resume = f"The same command goes on with {folder.name}, from its last checkpoint if it has one."
+    resume = f"To continue {folder.name}, run the same command again."
     try:
-        notebooks.execute(notebook, folder, {"run_dir": str(folder)})
+        notebooks.execute(notebook, folder, {"run_dir": str(folder), **values})
     except KeyboardInterrupt:
         print(f"\nStopped. {resume}", file=sys.stderr)
         return 130
@@ -43,37 +65,67 @@ def train(arguments):
     return 0
 
 
-def training_settings(notebook, profile):
+def given_settings(arguments):
+    """The values for notebook 06's parameters cell that the options of `train` give."""
+    from qlora_kit.cli import notebooks
+
+    values = {name: getattr(arguments, name) for name in ("seed", *RECIPE)}
+    if arguments.data:
+        values["data_dir"] = notebooks.tickets_folder(arguments.data)
+    if arguments.categories:
+        values["categories"] = notebooks.categories_in(arguments.categories)
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def check_settings(values):
+    """Raise KitError if a value makes no sense, before a model is fetched or loaded."""
+    from qlora_kit import models
+
+    seed = values.get("seed", 0)
+    if type(seed) is not int or not 0 <= seed < 2**32:  # what NumPy takes
+        raise KitError(f"seed must be a whole number from 0 to {2**32 - 1}, not {seed!r}.")
+    with_own_recipe(models.pick_profile(), values)
+
+
+def with_own_recipe(profile, values):
+    """The profile with those numbers of its recipe that `values` gives, as notebook 06 makes it."""
+    own = {name: values[name] for name in RECIPE if values.get(name) is not None}
+    return replace(profile, recipe=replace(profile.recipe, **own))
+
+
+def training_settings(notebook, profile, values=None):
     """What must be equal for `train` to resume a run: all that the notebook compares, and its code.
 
-    The seed and the data are those of the notebook's parameters cell.
+    What `values` does not give is as in the notebook's parameters cell.
     """
-    import ast
-
     import papermill
 
     from qlora_kit import models
     from qlora_kit.training import runs
 
-    given = papermill.inspect_notebook(str(notebook))
-    seed, data_dir = (ast.literal_eval(given[name]["default"]) for name in ("seed", "data_dir"))
-    data = NOTEBOOKS / data_dir if data_dir else DATA
-    settings = runs.settings(profile, models.pick_dtypes(), seed, data)
+    cell = papermill.inspect_notebook(str(notebook))
+    given = {name: ast.literal_eval(one["default"]) for name, one in cell.items()} | (values or {})
+    data = NOTEBOOKS / given["data_dir"] if given["data_dir"] else DATA
+    profile = with_own_recipe(profile, given)
+    dtypes = models.pick_dtypes()
+    settings = runs.settings(profile, dtypes, given["seed"], data, given["categories"])
     return settings | {notebook.name: runs.code_digest(notebook)}
 
 
 def run(arguments):
-    from qlora_kit import models
     from qlora_kit.cli import notebooks
     from qlora_kit.training import runs
 
     notebook = find_notebook(arguments.number)
+    if arguments.profile and "pick_profile()" not in notebook.read_text(encoding="utf-8"):
+        raise KitError(f"{notebook.name} always uses the same model: leave --profile out.")
     if arguments.in_place:
         notebooks.store(notebook)
-        print(f"Stored the outputs in {notebook}.")
+        print(f"Saved the outputs in {notebook}.")
         return 0
     values = notebooks.checked(notebook, arguments.set)
-    folder = runs.new_run(models.pick_profile())
+    check_settings(values)
+    folder = runs.new_run(notebook.stem)
     if "run_dir" in notebooks.parameters(notebook):
         values.setdefault("run_dir", str(folder))
     notebooks.execute(notebook, folder, values)
@@ -112,20 +164,28 @@ def doctor(arguments):
 
     found = doctor.machine()
     print(doctor.report("this machine", found))
-    return 1 if any(finding.level == "error" for finding in found) else 0
+    if any(finding.level == "error" for finding in found):
+        return 1
+    from qlora_kit import memory
+
+    print()
+    print(tables.path(course.STAGES, memory.free_bytes()))
+    return 0
 
 
 def fetch(arguments):
     from qlora_kit import models
 
-    profile = models.get_profile(arguments.profile) if arguments.profile else models.pick_profile()
+    profile = models.get_profile(arguments.name) if arguments.name else models.pick_profile()
     profile, folder = models.get_weights(profile)
-    print(f"{profile.name} is in {folder}")
+    print(f"{profile.name} is in {folder}.")
     return 0
 
 
 def bench(arguments):
     if arguments.what == "nf4":
+        if arguments.profile:
+            raise KitError("bench nf4 measures one matrix, not a model: leave --profile out.")
         from qlora_kit.bench import nf4
 
         result, table = nf4.bench_nf4(), tables.speeds

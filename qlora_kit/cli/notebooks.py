@@ -5,6 +5,7 @@ import base64
 import io
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -29,32 +30,83 @@ KERNEL = {
 
 
 def setting(text):
-    """('rows', 20) from 'rows=20'. A value that is no Python literal is taken as text."""
+    """('rows', 20) from 'rows=20'. A value that is no Python literal is text."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
-        raise KitError(f"--set wants NAME=VALUE, such as seed=1, and got {text!r}.")
+        raise KitError(f"--set needs NAME=VALUE, such as seed=1, not {text!r}.")
+    return name, literal(value.strip())
+
+
+def literal(text):
+    """What a text means in Python, or the text itself where it is no literal."""
     try:
-        return name, ast.literal_eval(value)
+        return ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return name, value
+        return text
+
+
+def categories_in(text):
+    """['bug', 'praise'] from 'bug,praise', or from a list or tuple written as in Python.
+
+    Raises KitError for anything else, and for fewer than two different names.
+    """
+    value = literal(text.strip())
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
+        value = (value if isinstance(value, str) else text).split(",")
+    names = [name.strip() for name in value]
+    written = all(re.fullmatch(r"[^][(){}'\"]+", name) for name in names)
+    if not written or len(set(names)) < max(2, len(names)):
+        raise KitError(
+            "Give two or more different categories with commas between them, such as bug,praise, "
+            f"not {text!r}."
+        )
+    return names
+
+
+def tickets_folder(text):
+    """The absolute path of a folder with tickets, from where the user stands.
+
+    Raises KitError where one of the three files is missing.
+    """
+    folder = Path(text).expanduser().resolve()
+    for name in ("train", "dev", "test"):
+        if not (folder / f"tickets_{name}.jsonl").is_file():
+            raise KitError(
+                f"{folder} has no tickets_{name}.jsonl; a folder with your own tickets holds "
+                "tickets_train.jsonl, tickets_dev.jsonl and tickets_test.jsonl."
+            )
+    return str(folder)
 
 
 def checked(notebook, settings):
     """NAME=VALUE texts as a dictionary; each name must be a parameter of the notebook.
 
-    Folders are taken from where the user stands: the notebook itself runs in notebooks/.
+    An empty value is left out: the notebook's own holds. Folders are taken from where the user
+    stands: the notebook itself runs in notebooks/. papermill would pass a tuple on as a text.
     """
-    values = dict(setting(text) for text in settings)
+    values, texts = {}, {}
+    for given in settings:
+        name, value = setting(given)
+        values[name], texts[name] = value, given.partition("=")[2]
+    values = {name: value for name, value in values.items() if value != ""}
     known = parameters(notebook)
-    unknown = sorted(set(values) - set(known))
+    unknown = sorted(set(texts) - set(known))
     if unknown:
         raise KitError(
             f"{notebook.name} has no parameter {', '.join(unknown)}; "
             f"it has {', '.join(known) or 'none'}."
         )
-    for name in values:
-        if name.endswith("_dir"):
-            values[name] = str(Path(str(values[name])).resolve())
+    for name, value in values.items():
+        if value is None:
+            continue
+        if name == "categories":
+            values[name] = categories_in(texts[name])
+        elif name == "data_dir":
+            values[name] = tickets_folder(str(value))
+        elif name.endswith("_dir"):
+            values[name] = str(Path(str(value)).expanduser().resolve())
+        elif isinstance(value, tuple):
+            values[name] = list(value)
     return values
 
 
@@ -82,12 +134,12 @@ def execute(notebook, folder, values):
     except PapermillExecutionError as error:
         raise KitError(
             f"Cell {error.exec_count} of {notebook.name} failed with {error.ename}: {error.evalue} "
-            f"The notebook as far as it came is {executed}."
+            f"The notebook up to there is {executed}."
         ) from None
     except DeadKernelError:
         raise KitError(
             "The notebook's process was ended, most likely because memory ran out. Close other "
-            "programs, or choose a smaller model with QLORA_KIT_PROFILE."
+            "programs, or choose a smaller model with --profile."
         ) from None
 
 

@@ -24,6 +24,19 @@ def before_and_after(report):
     return "\n".join(lines)
 
 
+def path(stages, free):
+    """What each notebook takes, below the doctor's findings. `free` is this machine's, in bytes."""
+    lines = [f"What the notebooks take, and {free / 1e9:.1f} GB of memory are free here:"]
+    for stage in stages:
+        fits = "fits" if stage.gigabytes * 1e9 <= free else "more than is free"
+        name = f"{stage.number} {stage.title}"
+        lines.append(f"  {name:<28}{stage.minutes:>4g} min{stage.gigabytes:>6g} GB  {fits}")
+    lines.append(
+        "Measured on two CPU cores with the smallest model; 06 takes more with a larger one."
+    )
+    return "\n".join(lines)
+
+
 def speeds(result):
     """The table that `bench nf4` prints."""
     lines = ["4096 x 4096 float32, CPU    kit, s  bitsandbytes, s  speed of the kit"]

@@ -31,9 +31,12 @@ def home():
     return DRIVE / "qlora-kit-runs" if DRIVE.is_dir() else RUNS
 
 
-def new_run(profile):
-    """A new folder for the run's files, runs/<time>-<profile>, locked by this process."""
-    stem = f"{datetime.now():%Y-%m-%d-%H%M%S}-{profile.name}"
+def new_run(name):
+    """A new folder for the run's files, runs/<time>-<name>, locked by this process.
+
+    `name` is that of the profile that is trained, or of the notebook that is run.
+    """
+    stem = f"{datetime.now():%Y-%m-%d-%H%M%S}-{name}"
     for number in range(1, 1000):
         folder = home() / (stem if number == 1 else f"{stem}-{number}")
         try:
@@ -56,16 +59,18 @@ def acquire(folder):
     return True
 
 
-def settings(profile, dtypes, seed, data):
+def settings(profile, dtypes, seed, data, categories=None):
     """What must be equal for a run to be resumed, as a flat dictionary that JSON can hold.
 
-    `dtypes` are those of `models.pick_dtypes`, `data` is the folder with the tickets.
+    `dtypes` are those of `models.pick_dtypes`, `data` is the folder with the tickets, `categories`
+    are those of one's own tickets; None: the kit's.
     """
     return {
         "profile": profile.name,
         **asdict(profile.recipe),
         **{name: str(value) for name, value in asdict(dtypes).items()},
         "seed": seed,
+        "categories": categories and list(categories),
         **{file.name: fetch.sha256(file) for file in sorted(data.glob("tickets_*.jsonl"))},
         **versions(),
     }
@@ -114,6 +119,21 @@ def unfinished(now):
     return None
 
 
+def begun_dtype(profile):
+    """The dtype that the newest unfinished run of a profile on a CPU began with: "bfloat16" or
+    "float32"; None without such a run.
+
+    `models.pick_dtypes` times a CPU, and on a busy machine it may choose the other one. It takes
+    this one instead if it stands in QLORA_KIT_DTYPE.
+    """
+    for file in sorted(home().glob("*/settings.json"), reverse=True):
+        begun = read_json(file)
+        mine = begun.get("profile") == profile.name and begun.get("device") == "cpu"
+        if mine and not (file.parent / "report.json").exists():
+            return begun["model"].removeprefix("torch.")
+    return None
+
+
 def resume_or_new(profile, now, *configs):
     """The folder of a run for a notebook: of the newest unfinished one with equal settings that
     is not in use, else a new one.
@@ -123,7 +143,7 @@ def resume_or_new(profile, now, *configs):
     """
     texts = [json.dumps(one.to_dict(), sort_keys=True, default=text_of) for one in configs]
     now = now | {"configuration": hashlib.sha256("\n".join(texts).encode()).hexdigest()}
-    folder = unfinished(now) or new_run(profile)
+    folder = unfinished(now) or new_run(profile.name)
     begin(folder, now)
     return folder
 
@@ -205,8 +225,12 @@ def training_seconds(state):
 
 
 def finish(folder, report):
-    """Write report.json, whole or not at all, and remove the checkpoints with their pickles."""
-    write_json(folder / "report.json", report)
+    """Write report.json, whole or not at all, and remove the checkpoints with their pickles.
+
+    The settings that the run began with stand in it as "settings".
+    """
+    settings = read_json(folder / "settings.json")
+    write_json(folder / "report.json", report | {"settings": settings})
     shutil.rmtree(folder / "checkpoints")
 
 
