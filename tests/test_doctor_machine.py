@@ -34,7 +34,9 @@ def only(findings, level, *words):
 def faked_gpu(monkeypatch):
     """Pretends that there is a GPU: its compute capability, its memory, the time of a product."""
 
-    def pretend(capability=(7, 5), free=14.0, float32=1.0, float16=0.2, bfloat16=3.0):
+    def pretend(
+        capability=(7, 5), free=14.0, float32=1.0, float16=0.2, bfloat16=3.0, architectures=()
+    ):
         monkeypatch.delenv("QLORA_KIT_PROFILE", raising=False)
         seconds = {torch.float32: float32, torch.float16: float16, torch.bfloat16: bfloat16}
         gib = 2**30
@@ -44,10 +46,13 @@ def faked_gpu(monkeypatch):
             "mem_get_info": (int(free * gib), properties.total_memory),
             "get_device_capability": capability,
             "get_device_name": "Tesla T4",
+            "get_arch_list": list(architectures),
         }.items():
             monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: properties)
-        monkeypatch.setattr(models, "seconds_of_a_product", lambda dtype, device: seconds[dtype])
+        monkeypatch.setattr(
+            models, "seconds_of_a_product", lambda dtype, device="cpu": seconds[dtype]
+        )
 
     return pretend
 
@@ -144,6 +149,27 @@ def test_a_t4_is_well_with_torch_cuda_faked(faked_gpu, fetched):
     assert "Tesla T4, 14.6 GiB" in text
     assert "float32 between layers, float16 for products" in text
     assert "14.0 GiB free, and a step with gemma-3-1b takes" in text
+
+
+@pytest.mark.parametrize(
+    "capability, architectures, fix",
+    [
+        ((6, 1), ["sm_75", "sm_90", "sm_120"], "https://download.pytorch.org/whl/cu126"),
+        ((12, 0), ["sm_50", "sm_75", "sm_90"], "install the newest torch"),
+    ],
+)
+def test_a_gpu_that_torch_has_no_code_for_is_said_with_torch_cuda_faked(
+    faked_gpu, fetched, monkeypatch, capability, architectures, fix
+):
+    faked_gpu(capability, architectures=architectures)
+    monkeypatch.setattr(torch.Tensor, "cuda", None)  # nothing may be put there
+    found = doctor.machine()
+    assert "smollm2-135m" in found[-1].title, "the profile of a CPU"
+    [said] = [finding for finding in found if finding.level != "ok"]
+    words = "Tesla T4", "compute capability {}.{}".format(*capability), "no kernels for it"
+    only([said], "warning", *words)
+    assert "Everything runs on the CPU" in said.why and architectures[0] in said.why
+    assert fix in said.fix
 
 
 def test_a_gpu_with_native_bfloat16_is_well_with_torch_cuda_faked(faked_gpu, fetched):

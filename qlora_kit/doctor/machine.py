@@ -92,8 +92,12 @@ def _stale():
 def _device():
     import torch
 
+    from qlora_kit.cuda import usable_cuda
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not usable_cuda():
+        yield from _unusable()
+    elif torch.cuda.is_available():
         total = torch.cuda.mem_get_info()[1]
         name = f"{torch.cuda.get_device_name()}, {total / 2**30:.1f} GiB"
         yield ok(f"GPU: {name}, beside {cores} CPU cores")
@@ -106,6 +110,24 @@ def _device():
         )
     else:
         yield ok(f"no GPU, and none is needed: {cores} CPU cores")
+
+
+def _unusable():
+    """About a GPU for whose architecture the installed torch was not built."""
+    import torch
+
+    capability = torch.cuda.get_device_capability()
+    yield warning(
+        f"GPU: {torch.cuda.get_device_name()} has compute capability {capability[0]}."
+        f"{capability[1]}, and this torch has no kernels for it",
+        f"It was built for {', '.join(torch.cuda.get_arch_list())}. Everything runs on the CPU, as "
+        "if there were no GPU.",
+        # CUDA 12.6 is the last whose compiler knows GPUs before the T4.
+        "python3 -m pip install --force-reinstall torch --index-url "
+        "https://download.pytorch.org/whl/cu126, then restart the kernel"
+        if capability < (7, 5)
+        else "install the newest torch as pytorch.org says, then restart the kernel",
+    )
 
 
 def _formats(dtypes):

@@ -65,7 +65,9 @@ def this_machine():
     import psutil
     import torch  # here, so that a budget needs neither
 
-    if not torch.cuda.is_available():
+    from qlora_kit.cuda import usable_cuda
+
+    if not usable_cuda():
         return Gpu("this CPU", psutil.virtual_memory().total, context=0, flash=False, workspace=0)
     capability = torch.cuda.get_device_capability()
     return Gpu(

@@ -12,7 +12,9 @@ def peak_bytes():
     import psutil  # here, so that a budget needs the standard library alone
     import torch
 
-    if torch.cuda.is_available():
+    from qlora_kit.cuda import usable_cuda
+
+    if usable_cuda():
         return torch.cuda.max_memory_allocated()
     if psutil.WINDOWS:
         return psutil.Process().memory_info().peak_wset
