@@ -8,7 +8,7 @@ import tokenizers
 import torch
 import transformers
 from bitsandbytes.functional import _convert_weight_packed_for_cpu
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -104,7 +104,7 @@ def only(findings, level, *words):
     """There is one finding, of this level, whose title holds these words."""
     [found] = findings
     assert found.level == level
-    assert found.why and found.fix
+    assert level == "ok" or (found.why and found.fix)
     for word in words:
         assert word in found.title, found
 
@@ -225,7 +225,7 @@ def trainer(tmp_path):
                 **quirks.checkpointing(False),
                 **settings,
             ),
-            train_dataset=Dataset.from_list(rows),
+            train_dataset=Dataset.from_list(rows) if isinstance(rows, list) else rows,
             processing_class=tokenizer,
             peft_config=peft_config,
         )
@@ -313,8 +313,10 @@ def plain_trainer(tmp_path, tokenizer, rows, collator=None, **sizes):
     model.generation_config.eos_token_id = WORDS.index("<end>")
     return Trainer(
         model=model,
-        args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none"),
-        train_dataset=Dataset.from_list(rows),
+        args=TrainingArguments(
+            output_dir=str(tmp_path), use_cpu=True, report_to="none", max_steps=1
+        ),
+        train_dataset=Dataset.from_list(rows) if isinstance(rows, list) else rows,
         processing_class=tokenizer,
         data_collator=collator or DataCollatorForLanguageModeling(tokenizer, mlm=False),
     )
@@ -372,6 +374,77 @@ def test_rows_longer_than_max_length_are_counted(trainer):
     settings = {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": 32}
     made = trainer(make_tokenizer(), rows, **settings)
     only(doctor.batch(made), "warning", "1 of 1 rows are longer than max_length, 32 tokens")
+
+
+def stream(rows):
+    """A data set that can only be read from its beginning, and the rows that were read of it."""
+    read = []
+
+    def reader():
+        for row in rows:
+            read.append(row)
+            yield row
+
+    return IterableDataset.from_generator(reader), read
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_a_short_stream_is_looked_at_as_a_list_is(trainer, packing):
+    made = trainer(make_tokenizer(), stream(CHAT * 4)[0], packing=packing, max_steps=1)
+    assert doctor.batch(made, 4) == []
+    only(doctor.batch(made, 5), "warning", "1 of 5 examples were dropped")
+    made.model.generation_config.eos_token_id = WORDS.index("<eos>")
+    only(doctor.batch(made), "error", "does not stop at <end>")
+
+
+def test_a_long_stream_is_looked_at_in_its_first_rows_and_they_are_trained_on_all_the_same(
+    tmp_path,
+):
+    ids = make_tokenizer()("<bos> user hot tea <end> assistant cold <end>")["input_ids"]
+    rows, read = stream([{"input_ids": ids, "row": n} for n in range(1000)])
+    made = plain_trainer(tmp_path, make_tokenizer(), rows)
+    only(doctor.batch(made, 1000), "ok", "its first 100 rows were looked at")
+    assert 100 <= len(read) < 150, "and no more was read"
+    read.clear()
+    assert len(next(iter(made.get_train_dataloader()))["input_ids"]) == 8
+    assert read[0]["row"] == 0, "the trainer's stream begins at its beginning"
+
+
+def test_what_is_wrong_in_a_long_stream_is_counted_in_its_first_rows(tmp_path):
+    ids = make_tokenizer()("<bos> user hot tea <end> assistant cold")["input_ids"]
+    made = plain_trainer(tmp_path, make_tokenizer(), stream([{"input_ids": ids[:-3]}] * 1000)[0])
+    wrong, looked = doctor.batch(made, 1000)
+    only([wrong], "error", "<end> is not learnt in 100 of 100 rows")
+    only([looked], "ok", "its first 100 rows")
+
+
+def test_a_stream_that_can_be_read_once_is_left_to_the_trainer(tmp_path):
+    class Once(torch.utils.data.IterableDataset):
+        def __init__(self, rows):
+            self.rows = iter(rows)
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            return next(self.rows)
+
+        def __len__(self):  # torch allows it
+            return 3
+
+    ids = make_tokenizer()("<bos> user hot tea <end>")["input_ids"]
+    rows = Once([{"input_ids": ids}] * 3)
+    made = plain_trainer(tmp_path, make_tokenizer(), rows)
+    only(doctor.batch(made), "warning", "were not looked at", "read only once")
+    assert len([*rows]) == 3
+
+
+def test_a_list_of_dictionaries_is_looked_at(tmp_path):
+    ids = make_tokenizer()("<bos> user " + "tea " * 40 + "<end>")["input_ids"]
+    made = plain_trainer(tmp_path, make_tokenizer(), ({"input_ids": ids},) * 3)
+    assert not hasattr(made.train_dataset, "column_names")
+    made.model.config.max_position_embeddings = 32
+    only(doctor.batch(made, 3), "error", "3 of 3 rows are longer than the model's context")
 
 
 def test_looking_changes_no_random_number(trainer):

@@ -1,14 +1,44 @@
 """Findings about what a trainer will learn from, token by token."""
 
-from qlora_kit.doctor.findings import Finding, error, warning
+import itertools
+
+from torch.utils.data import IterableDataset
+
+from qlora_kit.doctor.findings import Finding, error, ok, warning
+from qlora_kit.scoring.generation import stop_tokens
+
+STREAMED = 100  # how many rows of a stream are looked at: it may have no end
 
 
 def batch(trainer, given=None):
     """Findings about the rows of a trainer, labelled by its own collator.
 
     given: how many examples it was handed, to see whether some were dropped.
+    Of a stream (an IterableDataset) the first 100 rows are looked at. They are read anew for the
+    training, which begins at the beginning; a stream that can be read only once is left alone.
     """
-    rows = [trainer.train_dataset[i] for i in range(len(trainer.train_dataset))]
+    data = trainer.train_dataset
+    if hasattr(data, "__len__") and not isinstance(data, IterableDataset):
+        return _findings(trainer, [data[i] for i in range(len(data))], given)
+    stream = iter(data)
+    if stream is data:
+        return [_once()]
+    rows = list(itertools.islice(stream, STREAMED + 1))
+    if len(rows) <= STREAMED:
+        return _findings(trainer, rows, given)
+    seen = ok(f"the training data are a stream: its first {STREAMED} rows were looked at")
+    return [*_findings(trainer, rows[:STREAMED]), seen]
+
+
+def _once():
+    return warning(
+        "the rows were not looked at: they are a stream that can be read only once",
+        "What the doctor reads would be missing in the training.",
+        "hand the trainer a datasets.IterableDataset, which begins anew each time",
+    )
+
+
+def _findings(trainer, rows, given=None):
     starts = [start for row in rows for start in _starts(row)]
     found = [*_dropped(given, len(starts))]
     if rows:
@@ -115,14 +145,13 @@ def _labels(trainer, tokenizer, rows):
 
 
 def _stops(model, tokenizer):
-    end, stops = turn_end(tokenizer), model.generation_config.eos_token_id
-    stops = stops if isinstance(stops, list) else [stops]
+    end, stops = turn_end(tokenizer), stop_tokens(model)
     if end not in stops:
         yield error(
             f"generation does not stop at {tokenizer.convert_ids_to_tokens(end)}",
             "The template ends an answer with it. Generation waits for another token, and writes "
             "the user's next turn as well.",
-            f"model.generation_config.eos_token_id = {sorted({end, *stops} - {None})}",
+            f"model.generation_config.eos_token_id = {sorted({end, *stops})}",
         )
 
 

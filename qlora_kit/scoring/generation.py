@@ -31,7 +31,7 @@ def generate_answers(model, tokenizer, prompts, max_new_tokens, batch=50):
     columns = zip(*(row[:-1] for row in rows), strict=False) if len(rows) > batch else ()
     shared = len(list(itertools.takewhile(lambda column: len(set(column)) == 1, columns)))
     answers = [None] * len(rows)
-    stops = set(model.generation_config.eos_token_id)
+    stops = stop_tokens(model)
     with inference(model):
         begin = torch.tensor([rows[0][:shared]], dtype=torch.long, device=model.device)
         kept = model(begin, use_cache=True, logits_to_keep=1).past_key_values if shared else None
@@ -57,6 +57,12 @@ def generate_answers(model, tokenizer, prompts, max_new_tokens, batch=50):
                 text = tokenizer.decode(tokens, skip_special_tokens=True).strip()
                 answers[i] = Answer(text, not stops.isdisjoint(tokens))
     return answers
+
+
+def stop_tokens(model):
+    """The ids of the tokens at which generation ends, as a set; a config may hold one or none."""
+    ids = model.generation_config.eos_token_id
+    return {ids} - {None} if ids is None or isinstance(ids, int) else set(ids)
 
 
 @contextlib.contextmanager
