@@ -141,29 +141,6 @@ def test_without_a_checklist_no_facts_are_asked_for(rows):
     assert scoring.score_facts(None, None, rows[:1], [(rows[1], [])]) is None
 
 
-@pytest.mark.parametrize(
-    "right, rows, low, high",
-    # from statsmodels.stats.proportion.proportion_confint(..., method="wilson")
-    [(137, 200, 0.6176, 0.7453), (0, 200, 0.0, 0.0188), (40, 40, 0.9124, 1.0)],
-)
-def test_the_interval_of_a_share_is_wilson_s(right, rows, low, high):
-    estimate = scoring.proportion([True] * right + [False] * (rows - right))
-    assert estimate == pytest.approx((right / rows, low, high), abs=1e-4)
-
-
-def test_the_bootstrap_covers_the_truth_about_as_often_as_it_says():
-    import random
-
-    rng = random.Random(1)
-    hits = 0
-    for _ in range(200):
-        rows = [(rng.random(), 1) for _ in range(40)]
-        estimate = scoring.ratio(rows, draws=200)
-        hits += estimate.low <= 0.5 <= estimate.high
-    assert 178 <= hits <= 199
-    assert scoring.ratio(rows) == scoring.ratio(rows)
-
-
 def test_a_trained_model_projects_the_last_position_alone_and_as_one_product(tmp_path):
     trainer = tiny_run.make_trainer(tmp_path)
     model, tokenizer = trainer.model, trainer.processing_class

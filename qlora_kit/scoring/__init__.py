@@ -6,15 +6,17 @@ from qlora_kit.scoring.generation import (
     generate_answers,
     most_likely_labels,
 )
-from qlora_kit.scoring.intervals import Estimate, proportion, ratio
+from qlora_kit.scoring.intervals import Estimate, clustered, proportion, ratio
 from qlora_kit.scoring.metrics import (
     LABEL_TOKENS,
     REPLY_TOKENS,
     category,
+    correct,
     label_scores,
     score,
     score_facts,
 )
+from qlora_kit.scoring.paired import compare
 
 __all__ = [
     "LABEL_TOKENS",
@@ -22,7 +24,10 @@ __all__ = [
     "Answer",
     "Estimate",
     "category",
+    "clustered",
+    "compare",
     "completion_nll",
+    "correct",
     "generate_answers",
     "label_scores",
     "most_likely_labels",

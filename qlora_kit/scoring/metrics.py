@@ -5,7 +5,7 @@ import math
 from qlora_kit.data import facts
 from qlora_kit.data.tickets import REPLY_REQUEST, prompt
 from qlora_kit.scoring.generation import completion_nll, generate_answers
-from qlora_kit.scoring.intervals import Estimate, proportion, ratio
+from qlora_kit.scoring.intervals import Estimate, clustered, proportion, ratio
 
 LABEL_TOKENS = 10  # a label and its stop have at most 5; an answer that runs on is cut here
 REPLY_TOKENS = 80  # the longest reference, label and reply, has about 70
@@ -16,17 +16,22 @@ def category(text):
     return text.partition(",")[0].strip()
 
 
-def label_scores(tickets, texts):
-    """The proportions of labels that are right, as Estimates.
+def correct(tickets, texts):
+    """Which labels are right: a list of True and False for each way to look at them.
 
     `category_accuracy` looks at the category alone; `exact_match` wants category and priority,
     letter for letter.
     """
     pairs = list(zip(tickets, texts, strict=True))
     return {
-        "category_accuracy": proportion([category(text) == t.category for t, text in pairs]),
-        "exact_match": proportion([text == t.label for t, text in pairs]),
+        "category_accuracy": [category(text) == ticket.category for ticket, text in pairs],
+        "exact_match": [text == ticket.label for ticket, text in pairs],
     }
+
+
+def label_scores(tickets, texts):
+    """The proportions of labels that are right, in both ways of `correct`, as Estimates."""
+    return {name: proportion(right) for name, right in correct(tickets, texts).items()}
 
 
 def score(model, tokenizer, tickets, checklist=None):
@@ -56,7 +61,7 @@ def score_facts(model, tokenizer, tickets, checklist):
         return None
     prompts = [prompt(ticket.ticket, REPLY_REQUEST) for ticket, _ in rows]
     replies = generate_answers(model, tokenizer, prompts, REPLY_TOKENS)
-    return ratio(
+    return clustered(
         [
             facts.facts_right(reply.text, wanted)
             for reply, (_, wanted) in zip(replies, rows, strict=True)
