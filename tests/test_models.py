@@ -2,6 +2,7 @@
 
 import ast
 import json
+import types
 from unittest.mock import MagicMock, call
 
 import jinja2
@@ -9,11 +10,13 @@ import pytest
 import torch
 from transformers import BitsAndBytesConfig
 
-from qlora_kit import fetch, hub, models, profiles
+from qlora_kit import __main__, cuda, fetch, hub, memory, models, profiles
+from qlora_kit.cli import commands
 from qlora_kit.data import tickets
 from qlora_kit.errors import KitError
 from qlora_kit.paths import ROOT
-from qlora_kit.training import quirks
+from qlora_kit.scoring import generation
+from qlora_kit.training import quirks, runs
 
 TURNS = [
     {"role": "system", "content": "Label the ticket."},
@@ -24,15 +27,62 @@ TURNS = [
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """Pretends that there is a GPU of some memory and compute capability."""
+    """Pretends that there is a GPU of some memory and compute capability, and a torch for some."""
 
-    def pretend(gib=16, capability=(7, 5)):
+    def pretend(gib=16, capability=(7, 5), architectures=()):
         monkeypatch.delenv("QLORA_KIT_PROFILE", raising=False)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gib > 0)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, int(gib * 2**30)))
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: [*architectures])
 
     return pretend
+
+
+WHEEL = (
+    "sm_75",
+    "sm_80",
+    "sm_86",
+    "sm_90",
+    "sm_100",
+    "sm_120",
+    "compute_120",
+)  # torch 2.13, CUDA 13
+
+
+@pytest.mark.parametrize(
+    "capability, architectures, usable",
+    [
+        ((6, 1), WHEEL, False),  # a GTX 1080
+        ((7, 0), WHEEL, False),  # a V100
+        ((7, 5), WHEEL, True),
+        ((8, 9), WHEEL, True),  # an L4 runs the code for 8.6: the same major version
+        ((12, 1), WHEEL, True),
+        ((13, 0), WHEEL, True),  # to come: compiled by the driver, out of compute_120
+        ((13, 0), WHEEL[:-1], False),
+        ((8, 0), ("sm_86",), False),  # code for a newer one of the same major version
+        ((9, 0), ("sm_90a",), True),
+        ((9, 1), ("sm_90a",), False),  # the code for one card alone
+        ((6, 1), ("sm_50", "sm_60", "sm_90"), True),  # torch 2.13, CUDA 12.6
+        ((9, 4), ("gfx90a", "gfx942"), True),  # AMD's names say nothing here
+        ((7, 5), (), True),
+    ],
+)
+def test_a_gpu_is_usable_if_torch_has_code_for_it(gpu, capability, architectures, usable):
+    gpu(16, capability, architectures)
+    assert cuda.usable_cuda() is usable
+    gpu(0, capability, architectures)
+    assert not cuda.usable_cuda()
+
+
+def test_a_gpu_without_code_counts_as_none_everywhere(gpu, monkeypatch):
+    """torch sees a GTX 1080, and every kernel raises there."""
+    gpu(8, (6, 1), WHEEL)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 0)
+    assert models.pick_profile().name == "smollm2-135m"
+    assert models.pick_dtypes().device == "cpu"
+    assert memory.this_machine().name == "this CPU"
+    assert memory.peak_bytes() > 0
 
 
 @pytest.mark.parametrize(
@@ -116,6 +166,109 @@ def test_a_cpu_takes_the_faster_dtype(monkeypatch, gpu, slow, fast):
     assert models.pick_dtypes().model == getattr(torch, fast)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_dtype_from_the_environment_is_not_timed(gpu, monkeypatch, dtype):
+    gpu(0)
+    monkeypatch.setattr(models, "seconds_of_a_product", None)  # would raise
+    monkeypatch.setenv("QLORA_KIT_DTYPE", dtype)
+    assert models.pick_dtypes() == models.Dtypes("cpu", *[getattr(torch, dtype)] * 2)
+    gpu(16, (7, 5))
+    assert models.pick_dtypes().compute == torch.float16, "a GPU's capability decides, as before"
+
+
+def test_an_unknown_dtype_in_the_environment_is_one_sentence(gpu, monkeypatch):
+    gpu(0)
+    monkeypatch.setenv("QLORA_KIT_DTYPE", "float8")
+    with pytest.raises(KitError, match=r"QLORA_KIT_DTYPE .* 'float8'; choose float32 or bfloat16"):
+        models.pick_dtypes()
+
+
+@pytest.fixture
+def train(gpu, tmp_path, monkeypatch):
+    """The command `train` without its notebook: the settings that it would run with.
+
+    `faster` is the dtype that wins the timing.
+    """
+    gpu(0)
+    monkeypatch.setenv("QLORA_KIT_PROFILE", "smollm2-135m-short")
+    monkeypatch.setenv("QLORA_KIT_DTYPE", "")  # monkeypatch puts back what was there
+    monkeypatch.setattr(runs, "RUNS", tmp_path)
+    monkeypatch.setattr(models, "get_weights", lambda profile: (profile, tmp_path))
+
+    def execute(notebook, folder, values):
+        raise KitError("cut off")
+
+    def run(faster, new=False):
+        monkeypatch.setattr(
+            models, "seconds_of_a_product", lambda dtype: 1.0 if faster in str(dtype) else 5.0
+        )
+        monkeypatch.setattr("qlora_kit.cli.notebooks.execute", execute)
+        with pytest.raises(KitError, match="cut off"):
+            commands.train(__main__.parser().parse_args(["train", *["--new"] * new]))
+        [runs.locks.pop().release() for _ in [*runs.locks]]  # as a process that has ended
+        return [
+            json.loads(f.read_text())["model"] for f in sorted(tmp_path.glob("*/settings.json"))
+        ]
+
+    return run
+
+
+def test_a_resumed_run_takes_the_dtype_that_it_was_begun_with(train, monkeypatch):
+    """On a busy machine the timing may fall the other way, and the run would not be resumed."""
+    assert train("bfloat16") == ["torch.bfloat16"]
+    monkeypatch.setenv("QLORA_KIT_DTYPE", "")  # another process
+    assert train("float32") == ["torch.bfloat16"], "the same run, and no second one"
+    monkeypatch.setenv("QLORA_KIT_DTYPE", "")
+    assert train("float32", new=True) == ["torch.bfloat16", "torch.float32"]
+
+
+def test_only_an_unfinished_run_of_the_same_model_gives_its_dtype(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "RUNS", tmp_path)
+    small, gemma = models.PROFILES["smollm2-135m"], models.PROFILES["gemma-3-270m"]
+    cpu = models.Dtypes("cpu", torch.bfloat16, torch.bfloat16)
+    t4 = models.Dtypes("cuda", torch.float32, torch.float16)
+    assert runs.begun_dtype(small) is None
+    for name, dtypes in (("1", cpu), ("2", t4)):
+        (tmp_path / name).mkdir()
+        runs.write_json(
+            tmp_path / name / "settings.json", runs.settings(small, dtypes, 0, tmp_path)
+        )
+    assert runs.begun_dtype(small) == "bfloat16", "a GPU's dtypes are none for a CPU"
+    assert runs.begun_dtype(gemma) is None
+    (tmp_path / "1" / "report.json").write_text("{}")
+    assert runs.begun_dtype(small) is None
+
+
+@pytest.mark.parametrize("given, stops", [(7, {7}), ([7, 8], {7, 8}), (None, set())])
+def test_generation_stops_at_a_number_a_list_or_nothing(given, stops):
+    """transformers knows all three."""
+    config = types.SimpleNamespace(eos_token_id=given)
+    assert generation.stop_tokens(types.SimpleNamespace(generation_config=config)) == stops
+
+
+def test_answers_can_be_generated_where_the_stop_is_a_number(smollm2, monkeypatch):
+    model, tokenizer = smollm2
+    [stop] = model.generation_config.eos_token_id
+    monkeypatch.setattr(model.generation_config, "eos_token_id", stop)
+    [answer] = generation.generate_answers(model, tokenizer, [TURNS[:2]], max_new_tokens=2)
+    assert answer.text
+
+
+def test_the_other_cores_come_back_after_an_interruption(monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        monkeypatch.setattr(models.time, "perf_counter", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            models.seconds_of_a_product(torch.float32)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_dtype_is_timed_on_one_core_and_the_others_come_back(monkeypatch):
     seen, before = [], torch.get_num_threads()
     monkeypatch.setattr(
@@ -133,6 +286,7 @@ def test_every_profile_can_be_had_or_falls_back_to_one_that_can():
     for profile in models.PROFILES.values():
         assert profile.embedded or models.PROFILES[profile.fallback].embedded
         assert profile.hub
+        assert profile.notice or len(profile.hub) == 1, "a mirror comes without its licence page"
         assert profile.pad_token not in profile.stop_tokens, (
             "padding is masked, so the stop would be as well"
         )
