@@ -155,7 +155,7 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
-    with pytest.raises(KitError, match=r"owner/name cannot be had from the hub \(OSError\)"):
+    with pytest.raises(KitError, match=r"owner/name could not be fetched \(OSError\)"):
         architectures.find("owner/name")
 
 

@@ -155,7 +155,7 @@ def test_a_run_with_other_settings_is_left_alone_and_says_why(now, capfd, change
     assert set(change) <= set(now)
     assert runs.unfinished(now | change) is None
     line = capfd.readouterr().out
-    assert f"{folder.name} is not resumed: its {named} differs. Restore" in line
+    assert f"{folder.name} is not resumed: {named} changed after it began. Restore" in line
     assert runs.unfinished(now) == folder, "nothing of it is lost"
 
 
@@ -198,7 +198,7 @@ def test_a_notebook_whose_cells_were_edited_begins_anew_and_says_why(now, given,
     given[0].lora_alpha *= 2
     assert runs.resume_or_new(SHORT, now, *given) != folder
     said = capfd.readouterr().out
-    assert f"{folder.name} is not resumed: its configuration differs." in said
+    assert f"{folder.name} is not resumed: configuration changed after it began." in said
     let_go()
     assert runs.resume_or_new(SHORT, now | {"seed": 1}, *given) != folder
     assert runs.resume_or_new(SHORT, now, *given[::-1]) != folder
@@ -303,7 +303,7 @@ def test_a_new_run_has_no_checkpoint_and_notes_its_settings(now):
 def test_data_that_changed_between_kill_and_resume_is_one_sentence(now):
     folder = interrupted(now)
     checkpoint = make_checkpoint(folder, 10)
-    with pytest.raises(KitError, match=r"its tickets_test.jsonl differs\. Restore the old values"):
+    with pytest.raises(KitError, match=r"tickets_test.jsonl changed after it began\. Restore"):
         runs.begin(folder, now | {"tickets_test.jsonl": "another hash"})
     assert runs.begin(folder, now) == checkpoint
 
@@ -524,7 +524,7 @@ def test_a_changed_cell_of_the_notebook_begins_another_run(train, tmp_path, monk
     next(cell for cell in book.cells if cell.id == "config").source += "\nconfig.weight_decay = 1"
     nbformat.write(book, copy / "06_train_gemma.ipynb")
     train(succeed)
-    assert "its 06_train_gemma.ipynb differs" in capfd.readouterr().out
+    assert "06_train_gemma.ipynb changed after it began" in capfd.readouterr().out
     assert len(list(runs.RUNS.iterdir())) == 2
 
 
@@ -579,7 +579,7 @@ def test_train_with_own_data_and_numbers_passes_them_on_and_resumes(train, data,
     assert f"Resuming {folder.name} from checkpoint-10" in capfd.readouterr().out
     train(execute, *options[:-1])
     said = capfd.readouterr().out
-    assert f"{folder.name} is not resumed: its epochs differs." in said
+    assert f"{folder.name} is not resumed: epochs changed after it began." in said
     assert len(list(runs.RUNS.iterdir())) == 2
 
 
@@ -587,7 +587,7 @@ def test_other_categories_are_another_run(train, data, capfd):
     options = ["--data", str(data), "--categories"]
     train(stopped(KeyboardInterrupt()), *options, "bug,praise")
     train(stopped(KeyboardInterrupt()), *options, "bug,praise,question")
-    assert "its categories differ" in capfd.readouterr().out
+    assert "categories changed after it began" in capfd.readouterr().out
 
 
 def test_the_settings_stand_in_the_report(train, data):

@@ -147,7 +147,7 @@ def find(model):
 
 
 def download(repository):
-    """The path of a hub model's config.json. Raises KitError where it cannot be had."""
+    """The path of a hub model's config.json. Raises KitError where it cannot be fetched."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError
     from huggingface_hub.utils import logging
@@ -164,7 +164,7 @@ def download(repository):
         raise KitError(f"{repository!r} is not a hub id of the form owner/name.") from None
     except (HfHubHTTPError, OSError) as error:
         raise KitError(
-            f"The config of {repository} cannot be had from the hub ({type(error).__name__}). "
+            f"The config of {repository} could not be fetched ({type(error).__name__}). "
             "Check the name and the network, or give a folder with its config.json."
         ) from None
 

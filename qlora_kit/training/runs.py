@@ -111,8 +111,8 @@ def unfinished(now):
         elif different:
             locks.pop().release()
             print(
-                f"{folder.name} is not resumed: {differs(different)}. Restore the old values to "
-                "resume it, or delete the folder."
+                f"{folder.name} is not resumed: {what_changed(different)}. Restore the old values "
+                "to resume it, or delete the folder."
             )
         else:
             return folder
@@ -158,9 +158,9 @@ def changed(before, now):
     return [name for name in now if before.get(name) != now[name]]
 
 
-def differs(names):
-    """'its seed differs', or 'its seed, rows differ', for a message."""
-    return f"its {', '.join(names)} differ{'s' if len(names) == 1 else ''}"
+def what_changed(names):
+    """'seed, rows changed after it began', for a message."""
+    return f"{', '.join(names)} changed after it began"
 
 
 def begin(folder, now):
@@ -174,8 +174,8 @@ def begin(folder, now):
     different = changed(read_json(folder / "settings.json"), now)
     if different:
         raise KitError(
-            f"{folder} cannot be resumed: {differs(different)}. Restore the old values, or begin a "
-            "new run."
+            f"{folder} cannot be resumed: {what_changed(different)}. Restore the old values, or "
+            "start a new run."
         )
     checkpoints = (folder / "checkpoints").glob("checkpoint-*")
     for checkpoint in sorted(checkpoints, key=lambda path: int(path.name[11:]), reverse=True):
@@ -200,7 +200,7 @@ def refuse_code(checkpoint):
         except Exception as error:  # an unknown pickle can break the reader in any way
             raise KitError(
                 f"{file} holds more than numbers and could run code, so it is not opened: delete "
-                "that run's folder, and begin a new run."
+                "that run's folder, and start a new run."
             ) from error
 
 
