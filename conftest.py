@@ -1,5 +1,5 @@
 """Two tiers: quick by default, everything with --full. Notebooks run in their short form unless
---full is given or QLORA_KIT_PROFILE is set."""
+--full is given or QLORA_KIT_PROFILE is set. What needs a GPU is skipped where there is none."""
 
 import os
 
@@ -17,8 +17,18 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--full"):
-        return
+    reasons = {}
+    if not config.getoption("--full"):
+        reasons["full"] = "slow: runs with --full"
+    if any(item.get_closest_marker("gpu") for item in items) and not a_gpu_is_there():
+        reasons["gpu"] = "needs a GPU that torch can use"
     for item in items:
-        if item.get_closest_marker("full"):
-            item.add_marker(pytest.mark.skip(reason="slow: runs with --full"))
+        for marker, reason in reasons.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def a_gpu_is_there():
+    from qlora_kit.cuda import usable_cuda  # here, since it imports torch
+
+    return usable_cuda()

@@ -8,6 +8,19 @@ from qlora_kit import fetch, models
 from qlora_kit.paths import ROOT
 
 
+@pytest.fixture(autouse=True)
+def only_tests_for_a_gpu_see_one(request):
+    """What the others expect are a CPU's figures; a test of a GPU's kind pretends that it has one.
+
+    The variable is for processes that a test starts.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if not request.node.get_closest_marker("gpu"):
+            patch.setattr(torch.cuda, "is_available", lambda: False)
+            patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield
+
+
 @pytest.fixture(scope="session")
 def smollm2():
     """The default model in 4 bit, and its tokenizer, in float32 on every processor: in bfloat16 a
