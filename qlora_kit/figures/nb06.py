@@ -106,9 +106,35 @@ def compare(table):
         )
     axes.set_yticks(range(len(table)), [textwrap.fill(name, 26) for name in table])
     axes.invert_yaxis()
-    axes.set(xlabel="share of held-out tickets, with 95 % intervals", xlim=(-0.02, 1.02))
+    axes.set(xlabel="proportion of held-out tickets, with 95 % intervals", xlim=(-0.02, 1.02))
     axes.xaxis.set_major_formatter("{x:.0%}")
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    return figure
+
+
+@styled
+def differences(against):
+    """How far QLoRA is ahead of each rival in per cent of the tickets, with 95 % intervals.
+
+    `against` maps a rival's name to the result of `scoring.compare`. What is settled is in colour.
+    """
+    figure, axes = plt.subplots(figsize=(8, 0.4 * len(against) + 1.1))
+    for row, paired in enumerate(against.values()):
+        value, low, high = paired.difference
+        settled = paired.verdict in ("better", "worse")
+        axes.errorbar(
+            [value],
+            [row],
+            xerr=[[value - low], [high - value]],
+            fmt="o",
+            color=BLUE if settled else GREY,
+            capsize=3,
+        )
+    axes.axvline(0, color="black", linewidth=1)
+    axes.set_yticks(range(len(against)), [textwrap.fill(name, 26) for name in against])
+    axes.set_ylim(len(against) - 0.5, -0.5)
+    axes.set(xlabel="QLoRA less the rival, category right; blue: settled, grey: not")
+    axes.xaxis.set_major_formatter("{x:+.0%}")
     return figure
 
 

@@ -5,6 +5,7 @@
 
 import torch
 import trl.trainer.utils
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from qlora_kit import compat
 
@@ -22,6 +23,42 @@ def fit_to_machine(trainer, dtypes):
     if dtypes.device == "cpu":
         project_labelled_tokens_only()
         print("The output layer skips tokens without a label: on a CPU, TRL computes them too.")
+
+
+def without_adapter(model):
+    """The model as it was before a trainer put an adapter on it; any other as it is.
+
+    PEFT puts the adapter into the layers of the model that it is given, and the trainer keeps the
+    wrapper. So a trainer that is built twice, as a notebook's cell may be, would find the layers of
+    the first one. PEFT's own `unload` wants the wrapper.
+    """
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, layer.get_base_layer())
+    vars(model).pop("peft_config", None)
+    return model
+
+
+def start_over(trainer):
+    """Let a second `train()` begin as the first did, unless it is given a checkpoint.
+
+    A trainer (transformers 5.23) counts its steps from 0 again, but goes on with the adapter and
+    with Adam's moments that the first `train()` has left. Call it once, before `train()`, and after
+    `adapters_to_float32`. It keeps a copy of the adapter's start.
+    """
+    train = trainer.train
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    start = [p.detach().cpu().clone() for p in trained]
+
+    def train_again(*args, **kwargs):
+        if trainer.state.global_step:
+            trainer.optimizer = trainer.lr_scheduler = None
+            for parameter, value in zip(trained, start, strict=True):
+                parameter.data.copy_(value)
+        return train(*args, **kwargs)
+
+    trainer.train = train_again
 
 
 def checkpointing(on):
