@@ -9,7 +9,6 @@ import os
 import sys
 from dataclasses import replace
 
-from qlora_kit import course
 from qlora_kit.bootstrap import hand_over
 from qlora_kit.cli import tables
 from qlora_kit.errors import KitError
@@ -166,10 +165,11 @@ def doctor(arguments):
     print(doctor.report("this machine", found))
     if any(finding.level == "error" for finding in found):
         return 1
-    from qlora_kit import memory
+    from qlora_kit import memory, models
 
+    profile, dtypes = models.pick_profile(), models.pick_dtypes()
     print()
-    print(tables.path(course.STAGES, memory.free_bytes()))
+    print(tables.path(doctor.stages(profile, dtypes), memory.free_bytes(), profile.name))
     return 0
 
 

@@ -1,5 +1,7 @@
 """The tables that commands print."""
 
+import math
+
 
 def before_and_after(report):
     """The table that `train` ends with."""
@@ -24,16 +26,18 @@ def before_and_after(report):
     return "\n".join(lines)
 
 
-def path(stages, free):
+def path(stages, free, model):
     """What each notebook takes, below the doctor's findings. `free` is this machine's, in bytes."""
-    lines = [f"What the notebooks take, and {free / 1e9:.1f} GB of memory are free here:"]
+    lines = [f"What the notebooks take on two CPU cores ({free / 1e9:.1f} GB of memory free here):"]
     for stage in stages:
-        fits = "fits" if stage.gigabytes * 1e9 <= free else "more than is free"
+        measured = not math.isnan(stage.minutes)
+        minutes = f"{stage.minutes:>9g} min" if measured else f"{'longer':>13}"
+        size = f"{'' if measured else '> '}{stage.gigabytes:g} GB"
+        fits = "fits" if stage.gigabytes * 1e9 <= free else "needs more than is free"
         name = f"{stage.number} {stage.title}"
-        lines.append(f"  {name:<28}{stage.minutes:>4g} min{stage.gigabytes:>6g} GB  {fits}")
-    lines.append(
-        "Measured on two CPU cores with the smallest model; 06 takes more with a larger one."
-    )
+        lines.append(f"  {name:<26}{minutes}{size:>11}  {fits}")
+        if not measured:
+            lines[-1] += f", with {model}"
     return "\n".join(lines)
 
 
