@@ -78,7 +78,8 @@ def test_notebook_06_takes_gemma_3_1b_through_training_saving_and_loading(
         "every loss is finite: True",
         "every byte of the base is as before: True",
         "all that was trained is A and B: True",
-        "saved: README.md adapter_config.json adapter_model.safetensors",
+        "saved: README.md adapter_config.json adapter_model.safetensors chat_template.jinja "
+        "generation_config.json tokenizer.json tokenizer_config.json",
         "the file holds the trained adapter, bit for bit: True",
         "the base of the new process is the same, bit for bit: True",
     ):

@@ -211,40 +211,49 @@ def test_the_path_table_of_the_readme_is_the_course():
         assert (ROOT / name).exists(), name
 
 
-def test_the_scores_in_the_readme_are_those_of_the_stored_run():
+def data_card():
+    return (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_scores_in_the_data_card_are_those_of_the_stored_run():
     [path] = [path for path in NOTEBOOKS if path.stem == "06_train_gemma"]
-    [cell] = [cell for cell in read(path)["cells"] if cell["id"] == "rivals"]
-    rows = source({"source": cell["outputs"][0]["text"]}).splitlines()[1:]
-    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    printed = {
+        cell["id"]: source({"source": cell["outputs"][0]["text"]})
+        for cell in code_cells(read(path))
+        if cell["id"] in ("rivals", "paired", "score-after")
+    }
+    card = data_card()
+    rows = printed["rivals"].splitlines()[1:]
     assert len(rows) == 5
     for row in rows:
-        assert f"| {' | '.join(re.split(r'  +', row))} |" in readme
-    [cell] = [cell for cell in read(path)["cells"] if cell["id"] == "score-after"]
-    share = re.search(
-        r"facts_right.*\]\s+([\d.]+) \[", source({"source": cell["outputs"][0]["text"]})
-    )
+        assert f"| {' | '.join(re.split(r'  +', row))} |" in card.splitlines()
+    percent = re.search(r"facts_right.*\]\s+(\d+) % \[", printed["score-after"])
     checklist = tomllib.loads((ROOT / "data" / "facts_test.toml").read_text(encoding="utf-8"))
     facts = sum(len(row["facts"]) for row in checklist["row"])
-    assert f"state {float(share[1]) * facts:.0f} of the {facts} policy facts" in " ".join(readme)
+    text = " ".join(card.split())
+    assert f"state {float(percent[1]) / 100 * facts:.0f} of the {facts} policy facts" in text
+    for row in printed["paired"].splitlines()[1:]:
+        rival, ours, theirs, result = re.split(r"  +", row)
+        assert f"| {rival} | {ours} | {theirs} | {result} |" in card.splitlines()
 
 
-def test_what_the_readme_says_of_gemma_is_in_the_report_of_its_run():
+def test_what_the_data_card_says_of_gemma_is_in_the_report_of_its_run():
     report = json.loads((ROOT / "data" / "gemma_270m_report.json").read_text(encoding="utf-8"))
     assert (report["profile"], report["seed"], report["resumed_from"]) == ("gemma-3-270m", 0, None)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    card = data_card()
     rows = report["after"]["rows"]
     for name in ("base, likeliest label", "base, prompted", "QLoRA"):
         scores = report["rivals"][name]
         right = [round(rows * scores[key]) for key in ("category_accuracy", "exact_match")]
         cells = [str(scoring.proportion([True] * n + [False] * (rows - n))) for n in right]
-        assert f"| Gemma 3 270M, {' | '.join([name, *cells])} |" in readme
+        assert f"| Gemma 3 270M, {' | '.join([name, *cells])} |" in card
     for figure in (
         f"{report['train_seconds']:.0f} seconds of training",
         f"{report['tokens_per_second']:.0f} tokens a second",
         f"{report['peak_memory_bytes'] / 1e9:.1f} GB of memory",
         f"adapter of {report['adapter_bytes'] / 1e6:.1f} MB",
     ):
-        assert figure in " ".join(readme.split()), figure
+        assert figure in " ".join(card.split()), figure
 
 
 def test_requirements_are_exact_and_within_the_ranges():

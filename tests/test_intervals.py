@@ -163,6 +163,12 @@ def test_the_verdict_is_the_exact_test_s(counts, verdict):
     assert str(found).endswith(verdict)
 
 
+def test_a_comparison_is_printed_as_people_read_it():
+    unsure, sure = (scoring.compare(*pairs(*c)) for c in ((91, 39, 29, 41), (0, 0, 130, 70)))
+    assert str(unsure) == "+5 points [-3, +13], p = 0.27: not settled on these rows"
+    assert str(sure) == "-65 points [-71, -58], p < 0.001: worse"
+
+
 def test_intervals_that_overlap_say_nothing_against_a_difference():
     ours, theirs = map(list, pairs(70, 30, 6, 94))
     assert scoring.proportion(ours).low < scoring.proportion(theirs).high

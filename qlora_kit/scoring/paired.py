@@ -39,7 +39,8 @@ class Paired(NamedTuple):
         return "better" if self.ours > self.theirs else "worse"
 
     def __str__(self):
-        return f"{self.difference}, p = {self.p:.2g}: {self.verdict}"
+        p = f"p = {self.p:.2g}" if self.p >= 0.001 else "p < 0.001"
+        return f"{self.difference}, {p}: {self.verdict}"
 
 
 def compare(ours, theirs):
