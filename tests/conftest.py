@@ -1,11 +1,16 @@
 import sys
 
+import deprecations
 import nbformat
 import pytest
 import torch
 
 from qlora_kit import fetch, models
 from qlora_kit.paths import ROOT
+
+
+def pytest_configure(config):
+    deprecations.are_errors(config)
 
 
 @pytest.fixture(autouse=True)
