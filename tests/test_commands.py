@@ -168,6 +168,28 @@ def test_a_value_that_makes_no_sense_is_one_sentence_before_anything_is_loaded(
     assert not runs.RUNS.exists()
 
 
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--data", "mine"], "they have bug, praise"),
+        (["--categories", "a,b"], "they have account, app, billing"),
+        (["--data", "mine", "--categories", "Bug,Praise"], "such as --categories bug,praise"),
+    ],
+)
+def test_categories_that_no_ticket_has_are_one_sentence(monkeypatch, tmp_path, options, words):
+    """Not a line for each row that is left out, in the middle of the notebook."""
+    monkeypatch.setattr(models, "get_weights", None)  # would raise
+    monkeypatch.chdir(tmp_path)
+    write_tickets(tmp_path / "mine")
+    rows = [{"category": "bug"}, {"category": "praise"}, {"category": ["bug"]}, {}, 5]
+    lines = [*map(json.dumps, rows), '{"category": "half a li', ""]
+    (tmp_path / "mine" / "tickets_train.jsonl").write_text("\n".join(lines))
+    with pytest.raises(KitError, match=words) as caught:
+        commands.train(parser().parse_args(["train", *options]))
+    assert len(str(caught.value).splitlines()) == 1
+    commands.check_settings({"data_dir": tmp_path / "mine", "categories": ["bug", "riddle"]})
+
+
 @pytest.mark.parametrize("command", ["train", "run 06", "fetch", "doctor", "bench train"])
 def test_a_profile_can_be_named_wherever_a_model_is_meant(monkeypatch, command):
     monkeypatch.setenv("QLORA_KIT_PROFILE", "smollm2-135m")

@@ -49,7 +49,7 @@ def data(tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()
     for name in ("train", "dev", "test"):
-        (folder / f"tickets_{name}.jsonl").write_text(f"{name}\n")
+        (folder / f"tickets_{name}.jsonl").write_text(f'{{"category": "bug", "in": "{name}"}}\n')
     return folder
 
 
@@ -592,7 +592,7 @@ def test_other_categories_are_another_run(train, data, capfd):
 
 
 def test_the_settings_stand_in_the_report(train, data):
-    assert train(succeed, "--data", str(data), "--rank=4") == 0
+    assert train(succeed, "--data", str(data), "--categories=bug,praise", "--rank=4") == 0
     [folder] = runs.RUNS.iterdir()
     report = runs.read_json(folder / "report.json")
     assert report["steps"] == 20

@@ -4,10 +4,12 @@ Each imports what it needs when it is called, so that `link` or `lab` need not w
 """
 
 import ast
+import contextlib
 import json
 import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 from qlora_kit.bootstrap import hand_over
 from qlora_kit.cli import tables
@@ -84,6 +86,26 @@ def check_settings(values):
     if type(seed) is not int or not 0 <= seed < 2**32:  # what NumPy takes
         raise KitError(f"seed must be a whole number from 0 to {2**32 - 1}, not {seed!r}.")
     with_own_recipe(models.pick_profile(), values)
+    if values.keys() & {"data_dir", "categories"}:
+        check_categories(values)
+
+
+def check_categories(values):
+    """Raise KitError if no training ticket has one of the categories: all would be left out."""
+    from qlora_kit.data import tickets
+
+    file = Path(values.get("data_dir") or DATA) / "tickets_train.jsonl"
+    known = values.get("categories") or tickets.CATEGORIES
+    found = set()
+    for line in file.read_bytes().splitlines():
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # the notebook names bad rows
+            found.add(json.loads(line)["category"])
+    if found and found.isdisjoint(known):
+        have = sorted(map(str, found))[:10]
+        raise KitError(
+            f"No ticket in {file} has one of the categories {', '.join(known)}; they have "
+            f"{', '.join(have)}. Name those that you mean, such as --categories {','.join(have)}."
+        )
 
 
 def with_own_recipe(profile, values):
