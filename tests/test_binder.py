@@ -12,6 +12,8 @@ import pytest
 from qlora_kit import models
 from qlora_kit.bootstrap import CPU_WHEELS, ROOT
 
+if os.name == "nt":
+    pytest.skip("repo2docker does not run on Windows", allow_module_level=True)
 app = pytest.importorskip("repo2docker.app", reason="needs jupyter-repo2docker")
 
 FILES = sorted(path.name for path in (ROOT / "binder").iterdir())
@@ -91,7 +93,6 @@ def test_no_file_is_one_that_repo2docker_ignores(name, copy, monkeypatch):
     assert picked(copy, monkeypatch).render() != before
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows keeps no such bit")
 @pytest.mark.parametrize("name", ["postBuild", "start"])
 def test_scripts_are_executable(name):
     path = ROOT / "binder" / name

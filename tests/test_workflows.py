@@ -76,3 +76,14 @@ def test_python_is_the_oldest_that_the_kit_takes_and_what_pip_fetched_is_kept():
     assert setup["with"]["cache"] == "pip"
     for name in setup["with"]["cache-dependency-path"].split():
         assert (ROOT / name).is_file(), name
+
+
+def test_git_gives_every_system_the_same_bytes():
+    """Runs are told apart by hashes of their data, and no line of a script ends in \\r."""
+    said = subprocess.run(
+        ["git", "check-attr", "eol", "data/tickets_train.jsonl", "binder/start"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert [line.rpartition(" ")[2] for line in said.splitlines()] == ["lf", "lf"]
