@@ -17,7 +17,7 @@ from qlora_kit.fetch import cache_dir
 # The commit that is downloaded, so that a change on the hub changes no result. Sources, looked up
 # in public code on 2026-11-30: the first four stand beside their repository in pins of experiments
 # ("google/gemma-3-1b-pt": "fcf18a2a...") and in paths of caches, Llama 2's in MTEB (the base of its
-# repllama models), and that of NousResearch in paths of caches (models--NousResearch--.../snapshots).
+# repllama models), and that of NousResearch in paths of caches alone.
 # No commit of unsloth's mirrors was found, so that they come as their main branch has them.
 REVISIONS = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": "12fd25f77366fa6b3b4b768ec3050bf629380bac",
