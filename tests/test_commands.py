@@ -124,6 +124,13 @@ def source_of(cell):
     return next(found.source for found in book.cells if found.id == cell)
 
 
+def test_train_has_an_option_for_each_setting_of_the_notebook():
+    """All but the folder of the run, which `train` chooses."""
+    settings = set(notebooks.parameters(commands.find_notebook("06")))
+    options = vars(parser().parse_args(["train"])).keys() - {"command", "new", "profile"}
+    assert settings - {"run_dir"} == {{"data": "data_dir"}.get(name, name) for name in options}
+
+
 def test_an_empty_value_leaves_the_notebooks_own(notebook):
     book = notebook("data_dir = ''\nseed = 0\ncategories = None")
     assert notebooks.checked(book, ["data_dir=", "seed=", "categories=", "data_dir=''"]) == {}
