@@ -1,19 +1,16 @@
-"""What comparing outputs cannot see in notebook 00: that its text says what the kit does."""
+"""What comparing outputs cannot see in notebook 00: that it shows what the kit has."""
 
 import json
 import re
 import types
 
-import pytest
-
-from qlora_kit import course, models
+from qlora_kit import course
 from qlora_kit.cli import commands
-from qlora_kit.doctor import findings, weights
+from qlora_kit.doctor import findings
 from qlora_kit.paths import ROOT
 
 BOOK = json.loads((ROOT / "notebooks" / "00_start_here.ipynb").read_text(encoding="utf-8"))
 CELLS = {cell["id"]: cell for cell in BOOK["cells"]}
-TEXT = "\n".join("".join(c["source"]) for c in BOOK["cells"] if c["cell_type"] == "markdown")
 
 
 def printed(name):
@@ -32,23 +29,13 @@ def test_the_map_is_the_course():
     assert f"{total:.0f} minutes of computing" in lines[-1]
 
 
-def test_every_mark_is_explained_and_readable_without_colour():
-    for level in findings.LEVELS:
-        assert f"| {level.upper()} |" in TEXT
+def test_every_mark_is_readable_without_colour():
     marks = {line[:9].strip() for line in printed("card").splitlines()} - {""}
     assert marks <= {level.upper() for level in findings.LEVELS}
 
 
 def test_every_cell_that_states_facts_says_yes():
     assert re.findall(r": (True|False)", printed("card-facts")) == ["True", "True"]
-
-
-@pytest.mark.parametrize("status, token", [(401, None), (401, "wrong"), (403, "right")])
-def test_the_text_quotes_what_the_doctor_says_of_the_hub(cache, monkeypatch, status, token):
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: token)
-    monkeypatch.setattr(weights, "hub_status", lambda *_: status)
-    [found] = weights.hub(models.PROFILES["gemma-3-1b"])
-    assert f"*{found.title.removeprefix('hub: ')}* ({status}" in TEXT
 
 
 def test_only_notebook_06_asks_for_the_machines_profile_and_dtypes():
