@@ -5,7 +5,6 @@ import sys
 
 from qlora_kit.errors import KitError
 
-
 # The profiles' names, to be shown before anything is installed.
 MODELS = ("smollm2-135m", "gemma-3-270m", "gemma-3-1b", "gemma-3-4b", "llama-2-7b")
 
@@ -112,38 +111,13 @@ def parser():
     takes_profile(bench)
     bench.add_argument("--json", action="store_true", help="print one JSON object instead")
 
-    budget = command(
-        "budget",
-        "say how much GPU memory a training step needs",
-        "budget llama-2-7b --gpu T4 --batch 4 --seq 1024 --rank 16",
+    budget_options(
+        command(
+            "budget",
+            "say how much GPU memory a training step needs",
+            "budget llama-2-7b --gpu T4 --batch 4 --seq 1024 --rank 16",
+        )
     )
-    budget.add_argument("model", help="a profile, a hub id, or a folder with a config.json")
-    budget.add_argument("--gpu", default="T4", help="a name such as T4 or A100-80, or GiB; T4")
-    budget.add_argument("--batch", type=int, default=4, help="rows in a batch (default: 4)")
-    budget.add_argument("--seq", type=int, default=1024, help="tokens in a row (default: 1024)")
-    budget.add_argument("--rank", type=int, default=16, help="rank of the adapter (default: 16)")
-    budget.add_argument("--method", default="qlora", help="qlora, lora or full (default: qlora)")
-    budget.add_argument(
-        "--targets", metavar="q_proj,k_proj,...", help="adapted modules (default: all linear ones)"
-    )
-    budget.add_argument("--no-double-quant", action="store_true", help="keep scales in float32")
-    budget.add_argument(
-        "--prepare-kbit",
-        action="store_true",
-        help="float32 embedding and stream, no autocast: the recipe for a T4",
-    )
-    budget.add_argument("--adapter-dtype", default="float32", help="float32 or bfloat16")
-    budget.add_argument("--optimizer", default="adamw_torch", help="as in TrainingArguments")
-    budget.add_argument("--no-checkpointing", action="store_true", help="keep every activation")
-    budget.add_argument(
-        "--loss", default="tiled", help="tiled, as SFTTrainer's, or plain: all logits at once"
-    )
-    budget.add_argument("--dropout", type=float, default=0.0, help="of the adapter (default: 0)")
-    budget.add_argument("--attention", default="sdpa", help="sdpa or eager (default: sdpa)")
-    budget.add_argument(
-        "--xray", action="store_true", help="track the tensors of a fake step, instead of formulas"
-    )
-    budget.add_argument("--json", action="store_true", help="print one JSON object instead")
 
     link = command("link", "write your repository's address into every link", "link OWNER/REPO")
     link.add_argument("repository", metavar="OWNER/REPO", help="its name on GitHub")
@@ -158,6 +132,58 @@ def parser():
         ]
     )
     return top
+
+
+def budget_options(budget):
+    either = argparse.BooleanOptionalAction
+    budget.add_argument("model", help="a profile, a hub id, or a folder with a config.json")
+    budget.add_argument(
+        "--gpu", help="a name such as T4 or A100-80, or GiB (default: the one at hand, else T4)"
+    )
+    budget.add_argument("--batch", type=int, default=4, help="rows in a batch (default: 4)")
+    budget.add_argument("--seq", type=int, default=1024, help="tokens in a row (default: 1024)")
+    budget.add_argument("--rank", type=int, default=16, help="rank of the adapter (default: 16)")
+    budget.add_argument("--method", default="qlora", help="qlora, lora or full (default: qlora)")
+    budget.add_argument(
+        "--targets",
+        metavar="q_proj,k_proj,...",
+        help="adapted modules, also embed_tokens and lm_head (default: all linear ones of a layer)",
+    )
+    budget.add_argument("--no-double-quant", action="store_true", help="keep scales in float32")
+    budget.add_argument(
+        "--prepare-kbit",
+        action=either,
+        help="float32 embedding and stream, as PEFT prepares a 4-bit model; without --autocast the "
+        "recipe for a T4 (default: where the GPU has no bfloat16)",
+    )
+    budget.add_argument(
+        "--autocast",
+        action=either,
+        help="16-bit autocast, as fp16 or bf16 of the Trainer (default: unless --prepare-kbit)",
+    )
+    budget.add_argument(
+        "--compute-dtype", default="bfloat16", help="of 4-bit products: float32, or 16 bits"
+    )
+    budget.add_argument("--adapter-dtype", default="float32", help="float32 or bfloat16")
+    budget.add_argument("--optimizer", default="adamw_torch", help="as in TrainingArguments")
+    budget.add_argument("--no-checkpointing", action="store_true", help="keep every activation")
+    budget.add_argument(
+        "--loss", default="tiled", help="tiled, as SFTTrainer's, or plain: all logits at once"
+    )
+    budget.add_argument(
+        "--keep-outputs",
+        action="store_true",
+        help="the logits live on during the backward pass, as in a loop that holds the outputs",
+    )
+    budget.add_argument("--dropout", type=float, default=0.0, help="of the adapter (default: 0)")
+    budget.add_argument("--attention", default="sdpa", help="sdpa or eager (default: sdpa)")
+    budget.add_argument(
+        "--ddp", action="store_true", help="one of several GPUs, each with a copy of the model"
+    )
+    budget.add_argument(
+        "--xray", action="store_true", help="track the tensors of a fake step, instead of formulas"
+    )
+    budget.add_argument("--json", action="store_true", help="print one JSON object instead")
 
 
 def main():

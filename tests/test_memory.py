@@ -1,6 +1,8 @@
 """The memory budget: against the bytes of a loaded model, and against published measurements."""
 
 import csv
+import importlib
+import statistics
 import types
 
 import psutil
@@ -9,6 +11,7 @@ import pytest
 from qlora_kit import memory
 from qlora_kit.errors import KitError
 from qlora_kit.memory import GIB, MIB, Setup, architectures, meter
+from qlora_kit.memory.reserved import SOURCES
 from qlora_kit.paths import DATA
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -60,7 +63,7 @@ def name_of(row):
     return "-".join(row[key] for key in ("model", "weights", "batch", "seq", "attention"))
 
 
-# The first four rows settled RESERVED; all other constants come from sources. None is fitted.
+# The first four rows settled the middle of RESERVED; all other constants come from sources.
 @pytest.mark.parametrize("row", measured(), ids=name_of)
 def test_the_formulas_meet_every_measured_peak_of_a_t4_within_5_per_cent(row):
     budget = memory.budget(architectures.find(row["model"]), setup_of(row), T4)
@@ -79,7 +82,10 @@ def test_the_formulas_are_right_to_half_a_per_cent_on_average():
 
 
 # IBM's fms-acceleration benchmarks: A100 80 GB, r 16 on the attention projections, dropout 0.1,
-# FlashAttention 2, checkpointing, sequence 4096, the plain loss. In GB of 10^9 bytes.
+# FlashAttention 2, checkpointing, sequence 4096, the plain loss. In GB of 10^9 bytes. They ran
+# with transformers 4.48, whose loss made copies: 14 bytes a logit where today's holds 12. Here
+# keep_outputs=True stands in for that, as it adds the 2 bytes of the 16-bit logits. So these rows
+# agree for a borrowed reason; they test all else.
 @pytest.mark.parametrize(
     "model, method, batch, gigabytes",
     [
@@ -144,6 +150,10 @@ def test_the_weights_of_a_loaded_4_bit_model_come_out_to_the_byte(smollm2):
         ("Qwen2.5-7B", 7_615_616_512),
         ("gemma-3-270m", 268_098_176),
         ("gemma-3-1b-pt", 999_885_952),
+        ("Qwen3-1.7B", 1_720_574_976),
+        ("Qwen3-14B", 14_768_307_200),
+        ("Qwen3-32B", 32_762_123_264),
+        ("SmolLM3-3B", 3_075_098_624),
     ],
 )
 def test_parameters_are_counted_exactly(model, parameters):
@@ -273,6 +283,88 @@ def test_a_setup_that_makes_no_sense_is_refused(values, message):
 )
 def test_a_gpu_is_found_by_name_or_size(name, total):
     assert memory.find_gpu(name).total == int(total)
+
+
+def test_a_model_of_which_transformers_has_the_sizes_has_these_sizes():
+    from transformers import AutoConfig
+
+    for name in ("SmolLM3-3B", "Ministral-3-8B-Base-2512"):
+        facts = architectures.find(name).config
+        defaults = AutoConfig.for_model(facts["model_type"]).to_dict()
+        assert facts.items() <= defaults.items(), name
+
+
+@pytest.mark.parametrize(
+    "name, gib", [("l40s", 44.4), ("A10G", 22), ("a6000", 47.4), ("H200", 139.7), ("rtx5090", 31.4)]
+)
+def test_gpus_of_today_are_known(name, gib):
+    assert memory.find_gpu(name).total / GIB == pytest.approx(gib, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "file, above, source",
+    [
+        ("measured_t4.csv", "reserved_mib", "T4"),
+        ("measured_a100.csv", "nvidia_smi_mib", "A100-80"),
+    ],
+)
+def test_the_range_of_the_gaps_is_that_of_its_sources(file, above, source):
+    with open(DATA / file, encoding="utf-8") as rows:
+        shares = [float(row[above]) / float(row["allocated_mib"]) for row in csv.DictReader(rows)]
+    found = min(shares), statistics.median(shares), max(shares)
+    assert found == pytest.approx(SOURCES[source], abs=0.005)
+    assert memory.RESERVED[0] <= found[0] + 0.005
+    assert memory.RESERVED[-1] >= found[-1] - 0.005
+    first = [float(row["reserved_mib"]) / float(row["allocated_mib"]) for row in measured()[:4]]
+    assert memory.RESERVED[1] == pytest.approx(sum(first) / 4, abs=0.005)
+
+
+def test_what_is_needed_says_how_sure_it_is():
+    peak, gpu = 10 * GIB, memory.Gpu("a card", 20 * GIB, context=GIB)
+    total = memory.needed(peak, gpu)
+    assert total == int(1.14 * peak) + GIB
+    assert (total.least, total.most) == (int(1.04 * peak) + GIB, int(1.47 * peak) + GIB)
+    replayed = memory.needed(peak, gpu, replayed=11 * GIB)
+    assert replayed.most - replayed.least < (total.most - total.least) / 3
+    words = {16: "fits", 13: "probably fits", 12: "probably does not fit", 11: "does not fit"}
+    for size, verdict in words.items():
+        card = memory.Gpu("a card", size * GIB, context=GIB)
+        assert memory.verdict(peak, card) == verdict, size
+        assert memory.fits(peak, card) == ("not" not in verdict)
+
+
+@pytest.mark.parametrize(
+    "gpu, model, method, float32",
+    [
+        ("T4", "gemma-3-1b-pt", "qlora", True),
+        ("T4", "Llama-2-7b-hf", "qlora", True),
+        ("T4", "gemma-3-1b-pt", "lora", True),
+        ("T4", "Llama-2-7b-hf", "lora", False),
+        ("T4", "gemma-3-1b-pt", "full", False),
+        ("L4", "gemma-3-1b-pt", "qlora", False),
+    ],
+)
+def test_the_stream_is_float32_where_16_bits_would_overflow(gpu, model, method, float32):
+    gpu, architecture = memory.GPUS[gpu], architectures.find(model)
+    assert memory.float32_stream(architecture, gpu, method) == float32
+
+
+def test_the_doctor_counts_the_gaps_of_the_pool(monkeypatch):
+    """Free memory between the peak and what is needed is too little."""
+    import torch
+
+    from qlora_kit import models
+
+    doctor = importlib.import_module("qlora_kit.doctor.machine")  # not the function of that name
+    profile = models.PROFILES["gemma-3-1b"]
+    dtypes = models.Dtypes("cuda", torch.float32, torch.float16)
+    monkeypatch.setattr(memory, "this_machine", lambda: T4)
+    step = doctor.setup(profile.recipe, dtypes)
+    peak = memory.budget(architectures.find(profile), step, T4).peak_allocated
+    for share, level in ((1.05, "warning"), (1.16, "ok")):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda share=share: (share * peak, 0))
+        [finding] = doctor._gpu_memory(profile, dtypes)
+        assert finding.level == level, share
 
 
 @pytest.mark.parametrize("name", ["0", "-8", "nan", "inf", "GTX", ""])

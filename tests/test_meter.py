@@ -1,6 +1,7 @@
 """The meter on a real step, against the X-ray and the formulas."""
 
 import gc
+import types
 import weakref
 
 import pytest
@@ -10,8 +11,9 @@ from test_memory import T4
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from qlora_kit import memory, models
-from qlora_kit.memory import architectures, xray
+from qlora_kit.memory import architectures, machine, xray
 from qlora_kit.memory.meter import Meter, static_bytes
+from qlora_kit.training.monitor import meter_one_step
 
 TINY = LlamaConfig(
     vocab_size=4096,
@@ -148,6 +150,94 @@ def test_who_keeps_the_meter_does_not_keep_the_model():
     gc.collect()
     assert weights() is None and states() is None
     assert meter.peak > 0
+
+
+def decoder_and_optimizer():
+    model = torch.nn.Module()
+    model.inner = Decoder()
+    model.get_decoder = lambda: model.inner
+    return model, torch.optim.AdamW(model.parameters(), foreach=False)
+
+
+def modes():
+    """How many modes are on torch's dispatch stack."""
+    return torch._C._len_torch_dispatch_stack()
+
+
+def test_nothing_is_noted_after_the_end():
+    """What was made inside and is freed later is no part of the step."""
+    model, optimizer = decoder_and_optimizer()
+    with Meter(model, optimizer) as meter:
+        kept = model.inner(torch.ones(4, 8))
+    ends = len(meter.timeline)
+    assert ends > 1
+    del kept, model, optimizer
+    gc.collect()
+    assert len(meter.timeline) == ends
+
+
+class Trainer:
+    """What `meter_one_step` asks of a trainer: callbacks around each step of a small model."""
+
+    def __init__(self, fails):
+        self.model, self.optimizer = decoder_and_optimizer()
+        self.fails, self.callbacks = fails, []
+
+    def add_callback(self, callback):
+        self.callbacks.append(callback)
+
+    def call(self, name, step):
+        state = types.SimpleNamespace(global_step=step)
+        wrapped = types.SimpleNamespace(optimizer=self.optimizer)
+        for callback in self.callbacks:
+            getattr(callback, name)(None, state, None, model=self.model, optimizer=wrapped)
+
+    def train(self):
+        self.call("on_train_begin", 0)
+        for step in range(3):
+            self.call("on_step_begin", step)
+            self.model.inner(torch.ones(4, 8)).sum().backward()
+            if step == 1 and self.fails:
+                raise self.fails
+            self.optimizer.step()
+            self.call("on_step_end", step + 1)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("CUDA out of memory")])
+def test_an_interrupted_step_leaves_no_meter_behind(error):
+    trainer = Trainer(error)
+    peaks = meter_one_step(trainer)
+    try:
+        with pytest.raises(type(error)):
+            trainer.train()
+        assert modes() == 0
+        assert not trainer.model.inner._forward_pre_hooks
+        assert peaks == {}
+        trainer.fails = None
+        trainer.train()  # the same cell again
+        assert [*peaks] == ["load", "forward", "loss", "backward", "step"]
+    finally:
+        while modes():  # the tests that follow need torch as it was
+            torch.utils._python_dispatch._pop_mode()
+
+
+def test_the_peak_of_a_gpu_is_remembered_when_a_meter_sets_its_counter_back(monkeypatch):
+    counter = types.SimpleNamespace(peak=700)
+    monkeypatch.setattr("qlora_kit.cuda.usable_cuda", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: counter.peak)
+    monkeypatch.setattr(
+        torch.cuda, "reset_peak_memory_stats", lambda: setattr(counter, "peak", 300)
+    )
+    monkeypatch.setattr(machine, "earlier", 0, raising=False)
+    monkeypatch.setattr(torch.nn.Parameter, "is_cuda", True, raising=False)
+    model, optimizer = decoder_and_optimizer()
+    with Meter(model, optimizer) as meter:
+        model.inner(torch.ones(4, 8)).sum().backward()
+        counter.peak = 500
+        optimizer.step()
+    assert meter.peak == 500  # the step alone
+    assert memory.peak_bytes() == 700  # all of the process
 
 
 class Decoder(torch.nn.Module):

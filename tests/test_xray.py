@@ -9,6 +9,7 @@ from test_memory import A100, ATTENTION, T4, measured, name_of, on_a100, setup_o
 from qlora_kit import memory
 from qlora_kit.errors import KitError
 from qlora_kit.memory import MIB, Setup, allocator, architectures, internals, like_cuda, xray
+from qlora_kit.memory.reserved import REPLAYED
 from qlora_kit.paths import ROOT
 
 SMOLLM2 = architectures.find("smollm2-135m-instruct")
@@ -81,19 +82,31 @@ def test_autocast_casts_linear_layers_and_keeps_the_cast_of_a_parameter():
         assert torch.nn.functional.linear(x, weight).dtype == torch.float32
 
 
-# One row is quick; all of them are the full tier's.
-@pytest.mark.parametrize(
-    "row",
-    [
-        pytest.param(row, id=name_of(row), marks=() if quick else pytest.mark.full)
-        for row in measured()
-        for quick in [name_of(row) == "SmolLM2-135M-Instruct-nf4-2-512-eager"]
-    ],
+# Eight of the 47 rows (the formulas meet all): each model family, both sorts of weights and of
+# attention, one large batch, one long row, one 7B. The first is quick.
+ROWS = (
+    "SmolLM2-135M-Instruct-nf4-2-512-eager",
+    "SmolLM2-135M-Instruct-none-1-4096-sdpa",
+    "Llama-3.2-3B-nf4-1-1024-sdpa",
+    "Qwen2.5-1.5B-none-1-2048-eager",
+    "Qwen2.5-7B-nf4-1-1024-sdpa",
+    "Mistral-7B-v0.3-nf4-1-1024-eager",
+    "deepseek-coder-1.3b-instruct-nf4-1-1024-sdpa",
+    "TinyLlama-1.1B-Chat-v1.0-nf4-12-1024-sdpa",
 )
-def test_the_xray_meets_every_measured_peak_of_a_t4_within_2_per_cent(row):
+
+
+@pytest.mark.parametrize(
+    "name", [ROWS[0], *(pytest.param(name, marks=pytest.mark.full) for name in ROWS[1:])]
+)
+def test_the_xray_meets_the_measured_peaks_of_a_t4_within_2_per_cent(name):
+    [row] = [row for row in measured() if name_of(row) == name]
     seen = xray.trace(architectures.find(row["model"]), setup_of(row), T4)
     assert seen.peak_allocated / MIB == pytest.approx(float(row["allocated_mib"]), rel=0.02)
     assert seen.peak_allocated < seen.peak_reserved
+    # Its pool is what `needed` prefers to a share of the peak.
+    low, _, high = REPLAYED
+    assert low - 0.005 < float(row["reserved_mib"]) / (seen.peak_reserved / MIB) < high + 0.005
 
 
 @pytest.mark.full
@@ -125,58 +138,97 @@ def test_what_is_there_all_the_time_is_what_the_formulas_say():
     assert unpacked == pytest.approx(expected, rel=0.01)
 
 
-# batch x sequence, rank, checkpointing, loss, double quantisation: every pair of values occurs.
-CELLS = [
-    (1, 512, 8, True, "plain", True),
-    (1, 512, 64, False, "tiled", False),
-    (2, 1024, 64, True, "tiled", True),
-    (2, 1024, 8, False, "plain", False),
-    (4, 1024, 16, True, "plain", False),
-    (4, 1024, 16, False, "tiled", True),
-    (4, 2048, 8, True, "tiled", False),
-    (4, 2048, 64, False, "plain", True),
-]
-MODELS = (
-    "gemma-3-270m",
-    "gemma-3-1b-pt",
-    "gemma-3-4b-pt",
-    "Llama-2-7b-hf",
-    "Llama-3.2-1B",
-    "Mistral-7B-v0.1",
-)
+# A grid of what decides the dtypes of tensors: 144 steps of four layers, a few tenths of a second
+# each. The size of a step is varied with them.
+SIZES = ((1, 512, 64), (2, 1024, 8), (4, 512, 16))
+MODELS = ("SmolLM2-135M-Instruct", "TinyLlama-1.1B-Chat-v1.0", "Qwen3-0.6B", "gemma-3-270m")
 
 
-@pytest.mark.parametrize("cell", [CELLS[0], CELLS[6]])
-def test_the_formulas_meet_the_xray_of_a_small_model_within_3_per_cent(cell):
-    assert distance(SMALL, cell) < 0.03
+def grid():
+    """Every step of the grid as a (model, Setup)."""
+    # method, dtype of what is trained, float32 stream, autocast
+    formats = [
+        ("full", "float32", False, True),
+        ("full", "float32", False, False),
+        ("full", "bfloat16", False, False),
+        *itertools.product(("lora", "qlora"), ("float32",), (True, False), (True, False)),
+        ("qlora", "bfloat16", False, True),
+    ]
+    steps = itertools.product(formats, ("plain", "tiled"), (True, False), (1, 2, 3))
+    for number, ((method, dtype, stream, mixed), loss, checkpointing, _) in enumerate(steps):
+        batch, seq, rank = SIZES[number % 3]
+        yield (
+            MODELS[(number + number // 12) % 4],
+            Setup(
+                method=method,
+                adapter_dtype=dtype,
+                prepare_kbit=stream,
+                autocast=mixed,
+                loss=loss,
+                checkpointing=checkpointing,
+                batch=batch,
+                seq=seq,
+                rank=rank,
+                double_quant=number % 2 == 0,
+            ),
+        )
 
 
-@pytest.mark.parametrize("gpu", [T4, A100], ids=lambda gpu: gpu.name)
-def test_the_scores_of_eager_attention_are_counted_alike(gpu):
-    setup = Setup(batch=2, seq=1024, attention="eager")
-    said, seen = memory.budget(SMALL, setup, gpu), xray.trace(SMALL, setup, gpu)
-    assert said.moment == "softmax"
-    assert said.peak_allocated == pytest.approx(seen.peak_allocated, rel=0.03)
+STEPS = list(grid())
+
+
+def short(name):
+    """A known architecture with four layers: quick, and a step is the same."""
+    architecture = architectures.find(name)
+    return architectures.Architecture(name, architecture.config | {"num_hidden_layers": 4})
+
+
+def far(steps, gpu=A100):
+    """Those of (architecture, Setup) where formulas and X-ray differ by more than 3 %."""
+    for architecture, setup in steps:
+        said = memory.budget(architecture, setup, gpu).peak_allocated
+        ratio = said / xray.trace(architecture, setup, gpu).peak_allocated
+        if abs(ratio - 1) > 0.03:
+            yield f"{ratio:.3f} {architecture.name} {setup}"
+
+
+def test_the_formulas_meet_the_xray_within_3_per_cent():
+    few = [(short(name), setup) for name, setup in STEPS[1::17] if name != "gemma-3-270m"]
+    assert len(few) > 5
+    assert list(far(few)) == []
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("model, cell", itertools.product(MODELS, CELLS))
-def test_the_formulas_meet_the_xray_within_3_per_cent(model, cell):
-    assert distance(architectures.find(model), cell) < 0.03
+@pytest.mark.parametrize("model", MODELS)
+def test_the_formulas_meet_the_xray_in_every_format_within_3_per_cent(model):
+    assert list(far((short(name), setup) for name, setup in STEPS if name == model)) == []
 
 
-def distance(architecture, cell):
-    batch, seq, rank, checkpointing, loss, double_quant = cell
-    setup = Setup(
-        batch=batch,
-        seq=seq,
-        rank=rank,
-        checkpointing=checkpointing,
-        loss=loss,
-        double_quant=double_quant,
-    )
-    said = memory.budget(architecture, setup, A100).peak_allocated
-    return abs(said / xray.trace(architecture, setup, A100).peak_allocated - 1)
+FULL_16_BITS = {"method": "full", "adapter_dtype": "bfloat16", "autocast": False}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        FULL_16_BITS | {"checkpointing": False},  # the norms' inputs
+        FULL_16_BITS | {"loss": "tiled", "optimizer": "sgd"},  # the output layer's gradient
+        {"method": "lora", "checkpointing": False},  # an input for each adapter
+        {"prepare_kbit": True, "autocast": True},  # the Trainer's usual recipe
+        {"targets": (*memory.LINEARS, "embed_tokens", "lm_head"), "loss": "plain", "rank": 64},
+        {"ddp": True, "rank": 256},
+    ],
+    ids=str,
+)
+def test_the_formulas_meet_the_xray_where_they_were_too_low(changes):
+    assert list(far([(SMALL, Setup(**{"batch": 2, "seq": 512} | changes))])) == []
+
+
+def test_ddp_adds_a_copy_of_every_gradient_in_buckets_of_25_mib():
+    """torch's default bucket_cap_mb (nn/parallel/distributed.py), after a first one of 1 MiB."""
+    parameters = [torch.empty(1024, 1024, dtype=torch.bfloat16, device="meta") for _ in range(40)]
+    assert xray.buckets(parameters) == [2 * MIB, 26 * MIB, 26 * MIB, 26 * MIB]
+    one, several = (memory.budget(SMALL, Setup(ddp=ddp), A100) for ddp in (False, True))
+    assert several.peak_allocated - one.peak_allocated == one.terms["adapter"]
 
 
 @pytest.mark.full
@@ -191,20 +243,23 @@ def distance(architecture, cell):
         {"method": "full"},
         {"optimizer": "paged_adamw_8bit"},
         {"loss": "plain", "keep_outputs": True},
+        FULL_16_BITS | {"optimizer": "adamw_8bit"},
+        {"ddp": True, "targets": (*memory.LINEARS, "embed_tokens", "lm_head")},
     ],
     ids=str,
 )
-@pytest.mark.parametrize("model", ["Llama-3.2-1B", "Qwen3-0.6B", "Qwen2.5-0.5B", "gemma-3-270m"])
-def test_the_formulas_meet_the_xray_in_every_option(model, changes):
-    architecture, setup = architectures.find(model), Setup(batch=2, seq=1024, **changes)
-    said = memory.budget(architecture, setup, A100).peak_allocated
-    assert said == pytest.approx(xray.trace(architecture, setup, A100).peak_allocated, rel=0.03)
+def test_the_formulas_meet_the_xray_in_every_option(changes):
+    """On two whole models, and on another with four layers on a GPU without bfloat16."""
+    setup = Setup(batch=2, seq=1024, **changes)
+    whole = (architectures.find(name) for name in ("Qwen2.5-0.5B", "gemma-3-270m"))
+    assert list(far((model, setup) for model in whole)) == []
+    assert list(far([(short("SmolLM3-3B"), setup)], T4)) == []
 
 
 @pytest.mark.full
 def test_70b_is_seen_in_less_than_2_gb(python):
     done = python(
-        "from qlora_kit import architectures, memory, xray\n"
+        "from qlora_kit import memory\nfrom qlora_kit.memory import architectures, xray\n"
         "xray.trace(architectures.find('Llama-2-70b-hf'), memory.Setup(), memory.GPUS['A100-80'])\n"
         "print(memory.peak_bytes())"
     )

@@ -223,51 +223,6 @@ def bench(arguments):
 
 
 def budget(arguments):
-    from qlora_kit import memory, models
-    from qlora_kit.memory import architectures
+    from qlora_kit.cli import budget
 
-    profile = models.PROFILES.get(arguments.model.lower())
-    architecture = architectures.find(profile or arguments.model)
-    gpu = memory.find_gpu(arguments.gpu)
-    targets = arguments.targets.split(",") if arguments.targets is not None else memory.LINEARS
-    setup = memory.Setup(
-        method=arguments.method,
-        batch=arguments.batch,
-        seq=arguments.seq,
-        rank=arguments.rank,
-        targets=tuple(name.strip() for name in targets),
-        double_quant=not arguments.no_double_quant,
-        prepare_kbit=arguments.prepare_kbit,
-        adapter_dtype=arguments.adapter_dtype,
-        optimizer=arguments.optimizer,
-        checkpointing=not arguments.no_checkpointing,
-        loss=arguments.loss,
-        dropout=arguments.dropout,
-        attention=arguments.attention,
-    )
-    if arguments.xray or not architecture.covered:
-        from qlora_kit.memory import xray
-
-        result, how = xray.trace(architecture, setup, gpu), "by the X-ray"
-        terms, reserved = result.terms, (result.peak_reserved,)
-    else:
-        result = memory.budget(architecture, setup, gpu)
-        how = f"by the formulas, fullest moment: {result.moment}"
-        terms, reserved = result.terms, result.peak_reserved
-    fits = memory.fits(result.peak_allocated, gpu)
-    if arguments.json:
-        answer = {
-            "peak_allocated_bytes": result.peak_allocated,
-            "peak_reserved_bytes": reserved[-1],
-            "static_bytes": result.static,
-            "terms": terms,
-            "fits": fits,
-        }
-        print(json.dumps(answer))
-        return 0
-    title = f"{architecture.name}, {setup.method}, {setup.batch} x {setup.seq} tokens, {how}"
-    print("\n".join(memory.table(title, terms, reserved, gpu)))
-    if not fits and architecture.covered:
-        print("What helps:")
-        print("\n".join(memory.advice(architecture, setup, gpu)))
-    return 0
+    return budget.run(arguments)

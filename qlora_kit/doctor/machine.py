@@ -222,14 +222,18 @@ def _step_bytes(profile, dtypes):
 
 
 def _gpu_memory(profile, dtypes):
-    """What a training step of notebook 06 needs, by the formulas, against what is free."""
+    """What a training step of notebook 06 needs, the pool's gaps included, against what is free.
+
+    CUDA's context is there already: asking for the free memory has made it.
+    """
     import torch
 
     from qlora_kit import memory
     from qlora_kit.memory import architectures
 
     architecture, step = architectures.find(profile), setup(profile.recipe, dtypes)
-    needed = memory.budget(architecture, step, memory.this_machine()).peak_allocated
+    gpu = memory.this_machine()
+    needed = memory.needed(memory.budget(architecture, step, gpu).peak_allocated, gpu) - gpu.context
     free = torch.cuda.mem_get_info()[0]
     text = f"{free / 2**30:.1f} GiB free, and a step with {profile.name} takes {needed / 2**30:.1f}"
     if needed > free:

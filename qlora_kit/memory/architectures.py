@@ -13,7 +13,7 @@ from qlora_kit.errors import KitError
 KNOWN = Path(__file__).with_name("architectures.json")
 # Model types whose training step the closed formulas of `memory` describe. They share one layer:
 # attention of four projections and a gated MLP of three, each behind a root-mean-square norm.
-COVERED = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
+COVERED = ("llama", "mistral", "ministral3", "smollm3", "qwen2", "qwen3", "gemma3_text")
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,13 @@ class Architecture:
         return self.layers * per_layer + self.hidden + embedding * (1 if self.tied else 2)
 
     def adapter_parameters(self, rank, targets):
-        """Parameters of LoRA adapters of that rank on the named linear modules of every layer."""
+        """Parameters of LoRA adapters of that rank on the named modules: of every layer, or the
+        embedding (embed_tokens) and the output layer (lm_head).
+        """
         shapes = self.linears()
-        return self.layers * rank * sum(sum(shapes[name]) for name in targets)
+        per_layer = sum(sum(shapes[name]) for name in targets if name in shapes)
+        outside = [name for name in targets if name not in shapes]  # once in a model
+        return rank * (self.layers * per_layer + len(outside) * (self.vocabulary + self.hidden))
 
 
 def known():
@@ -199,8 +203,8 @@ def from_config(config, name):
     transformers leaves out of a config.json what equals the model type's default, so these are
     filled in from the library. Raises KitError if a size is missing or makes no sense.
     """
-    if "text_config" in config:
-        config = {"tie_word_embeddings": True} | config["text_config"]
+    if isinstance(config.get("text_config"), dict):
+        config = config["text_config"] | {"tie_word_embeddings": tied_outside(config, name)}
     if "model_type" not in config:
         raise KitError(f"The config of {name} names no model_type.")
     if any(key not in config for key in (*NEEDED, "tie_word_embeddings")):
@@ -222,6 +226,18 @@ def from_config(config, name):
             f"{config['hidden_size']}."
         )
     return Architecture(name, config)
+
+
+def tied_outside(config, name):
+    """True if a model that also sees or hears ties its output layer to the embedding.
+
+    transformers (5.23, modeling_utils.get_expanded_tied_weights_keys) asks the outer config, whose
+    default differs from type to type; some types (LlavaConfig, Qwen2VLConfig) also look into their
+    text_config, where older versions wrote it. So the library is asked, where it knows the type.
+    """
+    if config.get("model_type") is None:
+        raise KitError(f"The config of {name} names no model_type.")
+    return bool(with_defaults(config, name)["tie_word_embeddings"])
 
 
 def with_defaults(config, name):

@@ -25,19 +25,25 @@ class Gpu:
     workspace: int = 2 * (2 * 4096 + 8 * 16) * 1024
 
 
-# The totals are torch.cuda.get_device_properties().total_memory, the lowest of some public logs:
-# drivers move it by a per cent. The T4's two figures are measured (Anassbzdd/fitcheck on GitHub,
-# data/measurements, 2026-09-15); the others' contexts are a rough half of a GiB.
+# The totals are torch.cuda.get_device_properties().total_memory, the lowest of some public logs
+# ("total capacity of" in reports of CUDA out of memory): drivers move it by a per cent. The T4's
+# two figures are measured (Anassbzdd/fitcheck on GitHub, data/measurements, 2026-09-15); the
+# others' contexts are a rough half of a GiB.
 GPUS = {
     gpu.name: gpu
     for gpu in (
         Gpu("T4", 14912 * MIB, context=int(140.875 * MIB), flash=False),
         Gpu("L4", int(22.16 * GIB)),
+        Gpu("A10G", int(22.03 * GIB)),
         Gpu("RTX3090", int(23.68 * GIB)),
         Gpu("RTX4090", int(23.51 * GIB)),
+        Gpu("RTX5090", 33_677_180_928, workspace=2 * 32 * MIB),
+        Gpu("L40S", int(44.39 * GIB)),
+        Gpu("A6000", int(47.4 * GIB)),
         Gpu("A100-40", int(39.38 * GIB)),
         Gpu("A100-80", int(79.14 * GIB)),
         Gpu("H100", int(79.1 * GIB), workspace=2 * 32 * MIB),
+        Gpu("H200", int(139.72 * GIB), workspace=2 * 32 * MIB),
     )
 }
 

@@ -53,6 +53,9 @@ def cuda_attention(flash):
         scale=None,
         enable_gqa=False,
     ):
+        if torch.is_autocast_enabled():
+            half = torch.get_autocast_dtype("cuda")
+            query, key, value = (x.to(half) for x in (query, key, value))
         if flash and attn_mask is None and query.dtype != torch.float32:
             kernel = internals.find(internals.FLASH_ATTENTION)
             return kernel(query, key, value, dropout_p, is_causal, scale=scale)[0]
@@ -80,13 +83,14 @@ def cuda_softmax(x, dim, dtype=None):
 def autocast(on, half):
     """16-bit autocast as a GPU does it, for meta tensors, for which torch has none.
 
-    Of the operations that autocast lowers, `linear` is the one that these models call with
-    anything but 16 bits (the 4-bit product casts its input itself). The cast of a parameter is
-    kept until the end of the forward pass, as in torch's cache. Yields what ends that pass.
+    Of the operations that autocast lowers, these models call `linear`, attention (which casts in
+    `cuda_attention`) and, in eager attention, `matmul`; a 4-bit product casts its input itself. The
+    cast of a trained parameter is kept until the end of the forward pass, as in torch's cache.
+    Yields what ends that pass.
     """
     casts = {}
     forward = True
-    linear = torch.nn.functional.linear
+    linear, matmul = torch.nn.functional.linear, torch.matmul
 
     def cast(tensor):
         if tensor is None or tensor.dtype != torch.float32:
@@ -108,9 +112,13 @@ def autocast(on, half):
     def lowered(x, weight, bias=None):
         return linear(cast(x), cast(weight), cast(bias))
 
+    def multiplied(left, right):
+        return matmul(cast(left), cast(right))
+
     asked = mock.patch.multiple(  # by PEFT and TRL
         torch, is_autocast_enabled=lambda *_: on, get_autocast_dtype=lambda _: half
     )
     used = mock.patch.object(torch.nn.functional, "linear", lowered if on else linear)
-    with asked, used:
+    scores = mock.patch.object(torch, "matmul", multiplied if on else matmul)
+    with asked, used, scores:
         yield end_of_forward

@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 
+earlier = 0  # the GPU's peak before the meter last set torch's counter back
 CGROUP = Path("/sys/fs/cgroup")  # where Linux tells a container its limits
 
 
@@ -15,7 +16,7 @@ def peak_bytes():
     from qlora_kit.cuda import usable_cuda
 
     if usable_cuda():
-        return torch.cuda.max_memory_allocated()
+        return max(earlier, torch.cuda.max_memory_allocated())
     if psutil.WINDOWS:
         return psutil.Process().memory_info().peak_wset
     if psutil.LINUX:  # not ru_maxrss, in which a child begins with the peak of its parent
@@ -24,6 +25,15 @@ def peak_bytes():
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def reset_peak():
+    """Let torch count the GPU's peak anew; `peak_bytes` remembers what it was."""
+    import torch
+
+    global earlier
+    earlier = max(earlier, torch.cuda.max_memory_allocated())
+    torch.cuda.reset_peak_memory_stats()
 
 
 def free_bytes():

@@ -6,7 +6,8 @@ tracker of the X-ray watches the real tensors, and tells categories besides.
 
 import torch
 
-from qlora_kit.memory.formulas import STATIC
+from qlora_kit.memory.machine import reset_peak
+from qlora_kit.memory.moments import STATIC
 from qlora_kit.memory.tracker import Tracker, decoder_of, watch
 
 PHASES = ("forward", "loss", "backward", "step")
@@ -49,7 +50,7 @@ class Meter:
 
     def __enter__(self):
         if self.cuda:
-            torch.cuda.reset_peak_memory_stats()
+            reset_peak()
         else:
             note_static(self.model, self.tracker)
             for state in self.optimizer.state.values():
@@ -68,12 +69,13 @@ class Meter:
         return self
 
     def __exit__(self, *_):
-        self.enter("after")
+        # First what must not stay, whatever a broken step has left: the mode and the hooks.
         if not self.cuda:
             self.tracker.__exit__(None, None, None)
         for handle in self.handles:
             handle.remove()
         self.model = self.optimizer = None  # who keeps what was measured need not keep the model
+        self.enter("after")
 
     def out_of_decoder(self, module, arguments, hidden):
         # A checkpoint's second forward pass does not come through here: only layers are repeated.
@@ -86,7 +88,7 @@ class Meter:
         if self.phase in ("load", *PHASES):
             self.peaks[self.phase] = max(self.peaks.get(self.phase, 0), self.highest())
         if self.cuda:
-            torch.cuda.reset_peak_memory_stats()
+            reset_peak()
         else:
             self.start = max(len(self.timeline) - 1, 0)
             category = {"step": "optimizer", "loss": "logits and loss"}

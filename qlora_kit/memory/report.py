@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
-from qlora_kit.memory.formulas import budget, fits, needed
+from qlora_kit.memory.formulas import budget
 from qlora_kit.memory.gpus import GIB, GPUS, MIB
+from qlora_kit.memory.reserved import needed, verdict
 
 
 def changes(setup):
@@ -27,7 +28,7 @@ def advice(architecture, setup, gpu):
 
     def outcome(other):
         peak = budget(architecture, other, gpu).peak_allocated
-        return peak, f"{peak / GIB:.2f} GiB, {'fits' if fits(peak, gpu) else 'does not fit'}"
+        return peak, f"{peak / GIB:.2f} GiB, {verdict(peak, gpu)}"
 
     lines = []
     now, _ = outcome(setup)
@@ -50,8 +51,11 @@ def advice(architecture, setup, gpu):
     return lines
 
 
-def table(title, terms, peak_reserved, gpu):
-    """The lines that `budget` prints: every term at the fullest moment, their sum, the verdict."""
+def table(title, terms, peak_reserved, gpu, replayed=None):
+    """The lines that `budget` prints: every term at the fullest moment, their sum, the verdict.
+
+    replayed: as in `needed`.
+    """
     peak = sum(terms.values())
     lines = [title, ""]
     for name, size in terms.items():
@@ -60,10 +64,11 @@ def table(title, terms, peak_reserved, gpu):
     reserved = " to ".join(f"{size / MIB:,.0f}" for size in peak_reserved)
     lines.append(f"  {'peak reserved':<24}{reserved:>12} MiB")
     lines.append(f"  {'CUDA context':<24}{gpu.context / MIB:>12,.1f} MiB")
-    verdict = "fits" if fits(peak, gpu) else "does not fit"
+    total = needed(peak, gpu, replayed)
     lines.append("")
     lines.append(
-        f"It {verdict} on {gpu.name}: {needed(peak, gpu) / GIB:.2f} GiB are needed and "
+        f"It {verdict(peak, gpu, replayed)} on {gpu.name}: about {total / GIB:.2f} GiB are needed "
+        f"({total.least / GIB:.2f} to {total.most / GIB:.2f}, as the pool's gaps fall) and "
         f"{gpu.total / GIB:.2f} GiB are there."
     )
     return lines

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 from qlora_kit.errors import KitError
 
-BYTES = {"float32": 4, "bfloat16": 2}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# The linear modules of a layer, and what else an adapter may be put on: embedding, output layer.
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+OUTSIDE = ("embed_tokens", "lm_head")
 METHODS = ("qlora", "lora", "full")
 LOSSES = ("tiled", "plain")
 ATTENTIONS = ("sdpa", "eager")
@@ -23,13 +25,15 @@ OPTIMIZERS = (
 class Setup:
     """A training step: everything of it that decides how many bytes it needs.
 
-    method: "qlora" (4-bit base), "lora" (16-bit base) or "full". rank and targets (names of linear
-    modules) are those of the adapter. `prepare_kbit`: PEFT's prepare_model_for_kbit_training has
-    made the embedding, norms and so the stream between layers float32, and there is no autocast.
-    `compute_dtype` is that of the products of 4-bit layers (bnb_4bit_compute_dtype; float16 counts
-    as bfloat16). `autocast`: 16-bit autocast otherwise. `adapter_dtype` is that of the trained
-    parameters (PEFT makes adapters float32). `loss`: "tiled" is TRL's, "plain" builds all logits,
-    which `keep_outputs` keeps alive during the backward pass, as a loop of one's own may do.
+    method: "qlora" (4-bit base), "lora" (16-bit base) or "full". rank and targets (module names)
+    are those of the adapter. `prepare_kbit`: PEFT's prepare_model_for_kbit_training has made the
+    embedding, norms and so the stream between layers float32. `compute_dtype` is that of the
+    products of 4-bit layers (bnb_4bit_compute_dtype; 16 bits are float16 where the GPU has no
+    bfloat16). `autocast`: 16-bit autocast; None: unless `prepare_kbit`. The Trainer's usual recipe
+    has both. `adapter_dtype` is that of the trained parameters (PEFT makes adapters float32).
+    `loss`: "tiled" is TRL's, "plain" builds all logits, which `keep_outputs` keeps alive during the
+    backward pass, as a loop of one's own may do. `ddp`: one of several GPUs, each with a copy of
+    the model (DistributedDataParallel).
     Raises KitError where a value makes no sense.
     """
 
@@ -41,7 +45,7 @@ class Setup:
     double_quant: bool = True
     prepare_kbit: bool = False
     compute_dtype: str = "bfloat16"
-    autocast: bool = True
+    autocast: bool | None = None
     adapter_dtype: str = "float32"
     optimizer: str = "adamw_torch"
     checkpointing: bool = True
@@ -49,6 +53,7 @@ class Setup:
     dropout: float = 0.0
     attention: str = "sdpa"
     keep_outputs: bool = False
+    ddp: bool = False
 
     def __post_init__(self):
         for name, most in (("batch", 100_000), ("seq", 10_000_000), ("rank", 100_000)):
@@ -67,11 +72,11 @@ class Setup:
                 raise KitError(
                     f"There is no {name} {getattr(self, name)!r}; choose {', '.join(choices)}."
                 )
-        unknown = [name for name in self.targets if name not in LINEARS]
+        unknown = [name for name in self.targets if name not in (*LINEARS, *OUTSIDE)]
         if unknown or not self.targets:
             raise KitError(
                 f"There is no target {', '.join(unknown) or 'at all'}; choose from "
-                f"{', '.join(LINEARS)}."
+                f"{', '.join((*LINEARS, *OUTSIDE))}."
             )
         if not 0 <= self.dropout < 1:
             raise KitError(f"dropout must be from 0 to below 1, not {self.dropout}.")
@@ -82,12 +87,41 @@ class Setup:
 
     @property
     def mixed(self):
-        """True if 16-bit autocast is on."""
-        return self.autocast and not self.prepare_kbit
+        """True if 16-bit autocast is on: where nothing is said, unless PEFT's line made float32."""
+        return not self.prepare_kbit if self.autocast is None else self.autocast
 
     @property
     def element_bytes(self):
-        """Bytes of an element of the model's dtype: unquantised weights, activations."""
+        """Bytes of an element of the model's dtype: what is not quantised, the stream."""
         if self.method == "full":
             return BYTES[self.adapter_dtype]
         return 4 if self.prepare_kbit else 2
+
+    @property
+    def product_bytes(self):
+        """Bytes of an element that a linear layer puts out: a 4-bit one keeps its input's dtype."""
+        return 2 if self.mixed and self.method != "qlora" else self.element_bytes
+
+    @property
+    def attention_bytes(self):
+        """Bytes of an element of queries, keys, values: autocast lowers attention's products."""
+        return 2 if self.mixed else self.element_bytes
+
+
+def float32_stream(architecture, gpu, method="qlora"):
+    """True if the model's dtype should be float32 (`prepare_kbit`), with float16 products.
+
+    That is so on GPUs without bfloat16 (compute capability below 8.0, a T4 has 7.5): for a 4-bit
+    base, as PEFT prepares it and as the kit loads it, and for Gemma always, since its activations
+    overflow float16. Full fine-tuning has the dtype of what it trains.
+    """
+    return not gpu.flash and method != "full" and (method == "qlora" or architecture.gemma)
+
+
+def formats(setup, gpu):
+    """The number formats of a step in words, and where autocast comes in."""
+    half = "bfloat16" if gpu.flash else "float16"
+    stream = "float32" if setup.element_bytes == 4 else half
+    compute = "float32" if setup.compute_dtype == "float32" else half
+    products = f", {compute} in 4-bit products" if setup.method == "qlora" else ""
+    return f"{stream} between layers{products}, {half if setup.mixed else 'no'} autocast"

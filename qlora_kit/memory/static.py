@@ -41,10 +41,11 @@ def trained_shapes(architecture, setup):
         per_layer = [rows * columns for rows, columns in architecture.linears().values()]
         linear = [(architecture.layers, elements) for elements in per_layer]
         return [*linear, (1, architecture.other_parameters())]
-    shapes = []
+    shapes, linears = [], architecture.linears()
+    outside = (architecture.vocabulary, architecture.hidden)
     for name in setup.targets:
-        rows, columns = architecture.linears()[name]
-        shapes += [(architecture.layers, setup.rank * size) for size in (rows, columns)]
+        many = architecture.layers if name in linears else 1
+        shapes += [(many, setup.rank * size) for size in linears.get(name, outside)]
     return shapes
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 import torch
 
 from qlora_kit.memory import allocator, internals
-from qlora_kit.memory.formulas import TERMS
+from qlora_kit.memory.moments import TERMS
 
 TorchDispatchMode = internals.find(internals.DISPATCH)
 
@@ -34,6 +34,7 @@ class Tracker(TorchDispatchMode):
         self.events = []
         self.timeline = []
         self.numbers = iter(range(2**62))
+        self.ends = {}
 
     def note(self, tensor, category):
         """Count a tensor's storage, or move it to another category if it is known already."""
@@ -42,7 +43,8 @@ class Tracker(TorchDispatchMode):
         if known is None:
             size = allocator.rounded(storage.nbytes())
             self.live[storage._cdata] = self.take(size, category)
-            weakref.finalize(storage, self.forget, storage._cdata).atexit = False
+            end = self.ends[storage._cdata] = weakref.finalize(storage, self.forget, storage._cdata)
+            end.atexit = False
         elif known[1] != category:
             number, old, size = known
             self.totals[old] -= size
@@ -64,7 +66,15 @@ class Tracker(TorchDispatchMode):
         self.event(number, -size)
 
     def forget(self, key):
+        del self.ends[key]
         self.release(self.live.pop(key))
+
+    def __exit__(self, *error):
+        """Stop watching: what is freed from now on is no part of the step."""
+        for end in self.ends.values():
+            end.detach()
+        self.ends.clear()
+        return super().__exit__(*error)
 
     def event(self, number, size):
         if size:

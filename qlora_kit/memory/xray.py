@@ -14,8 +14,9 @@ from qlora_kit import compat
 from qlora_kit.errors import KitError
 from qlora_kit.memory import allocator, internals
 from qlora_kit.memory.fake_model import build, fill, make_optimizer, make_states
-from qlora_kit.memory.formulas import TERMS
+from qlora_kit.memory.gpus import MIB
 from qlora_kit.memory.like_cuda import as_on_a_gpu, autocast
+from qlora_kit.memory.moments import TERMS
 from qlora_kit.memory.tracker import Tracker, decoder_of, watch
 
 
@@ -87,6 +88,9 @@ def trace(architecture, setup, gpu):
         with tracker:
             ids = torch.ones(setup.batch, setup.seq, dtype=torch.long)
             tracker.take(gpu.workspace, "workspace")
+            if setup.ddp:
+                for size in buckets(trainable):
+                    tracker.take(size, "gradients")
             make_states(optimizer, trainable, tracker)
             start, phases = len(tracker.events), {}
             one_step(model, ids, setup, half, optimizer, tracker, phases)
@@ -100,6 +104,20 @@ def trace(architecture, setup, gpu):
         peak_allocated=allocated,
         peak_reserved=reserved,
     )
+
+
+def buckets(parameters):
+    """Bytes of the buckets in which DistributedDataParallel gathers gradients to send them.
+
+    They hold a copy of every gradient: 1 MiB in the first, then 25 MiB (bucket_cap_mb) or one
+    larger parameter, from the last parameter on (torch 2.13, nn/parallel/distributed.py).
+    """
+    sizes, limit = [0], MIB
+    for parameter in reversed(parameters):
+        sizes[-1] += parameter.numel() * parameter.element_size()
+        if sizes[-1] >= limit:
+            sizes, limit = [*sizes, 0], 25 * MIB
+    return [allocator.rounded(size) for size in sizes if size]
 
 
 def one_step(model, ids, setup, half, optimizer, tracker, phases):

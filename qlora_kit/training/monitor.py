@@ -3,6 +3,7 @@
 `watch` looks after all three.
 """
 
+import functools
 import time
 from pathlib import Path
 
@@ -69,20 +70,37 @@ def meter_one_step(trainer):
     peaks = {}
 
     class Watch(transformers.TrainerCallback):
+        meter = None
+
         def on_train_begin(self, args, state, control, **_):
-            self.watched, self.meter = max(1, state.global_step), None
+            self.watched = max(1, state.global_step)
 
         def on_step_begin(self, args, state, control, model, optimizer, **_):
             if state.global_step == self.watched:
                 self.meter = Meter(model, optimizer.optimizer).__enter__()
 
         def on_step_end(self, args, state, control, **_):
-            if self.meter:
-                self.meter.__exit__(None, None, None)
-                peaks.update(self.meter.peaks)
-                self.meter = None
+            peaks.update(self.stop())
 
-    trainer.add_callback(Watch())
+        def stop(self):
+            """Take the meter away, if it is there; its peaks."""
+            running, self.meter = self.meter, None
+            if running is None:
+                return {}
+            running.__exit__(None, None, None)
+            return running.peaks
+
+    watcher, train = Watch(), trainer.train
+
+    @functools.wraps(train)
+    def guarded(*arguments, **keywords):
+        try:
+            return train(*arguments, **keywords)
+        finally:  # an interrupted step has no end: the trainer calls nothing after it
+            watcher.stop()
+
+    trainer.add_callback(watcher)
+    trainer.train = guarded
     return peaks
 
 
