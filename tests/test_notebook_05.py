@@ -299,13 +299,15 @@ def cells(*names, **given):
 
 def section(**given):
     """What the section on float16 binds, without loading anything before it."""
-    import matplotlib
+    from matplotlib import pyplot as plt
 
-    matplotlib.use("agg")
+    plt.switch_backend("agg")
     dev = tickets.load(DATA / "tickets_dev.jsonl")
     names = [c["id"] for c in BOOK["cells"] if c["cell_type"] == "code"]
     names = names[names.index("gemma-ready") :]
-    return cells("imports", *names, dev=dev, **given)
+    bound = cells("imports", *names, dev=dev, **given)
+    plt.close("all")
+    return bound
 
 
 def test_where_gemma_cannot_be_had_the_stored_results_are_shown(cache, monkeypatch, capsys):
