@@ -93,6 +93,16 @@ def test_the_cells_set_the_measured_steps_up_as_the_tests_do():
     assert [cells["setup_of"](row) for row in measured()] == [setup_of(row) for row in measured()]
 
 
+def test_the_calculator_takes_the_formats_of_the_gpu_and_says_how_sure_it_is():
+    cells = define("calculator")
+    values = {"seq": 1024, "batch": 4, "rank": 16, "optimizer": "adamw_torch", "loss": "tiled"}
+    _, on_t4 = cells["move"]("gemma-3-1b-pt", "T4", "qlora", checkpointing=True, **values)
+    assert on_t4.startswith("fits: 3.4 GiB of 14.6")
+    assert "float32 between layers, float16 in 4-bit products, no autocast" in on_t4
+    _, on_l4 = cells["move"]("gemma-3-1b-pt", "L4", "qlora", checkpointing=True, **values)
+    assert on_l4.startswith("fits: 2.") and "bfloat16 between layers" in on_l4
+
+
 def test_states_appear_in_the_first_step_and_stay():
     before, one, two = map(int, re.findall(r"(\d+) MiB", printed("watch")[0]))
     # Two float32 for each parameter of the smaller embedding and two layers, to a MiB.
