@@ -1,14 +1,17 @@
-"""Notebook 06 on a random model of one layer: every cell can be run twice, and again at the end."""
+"""Notebook 06 on a random model of one layer: every cell can be run twice."""
 
 import dataclasses
+import dis
 import json
 import subprocess
 import sys
+import warnings
 
 import matplotlib.pyplot as plt
 import pytest
 import tiny_run
 import torch
+import trl.trainer.utils
 from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -19,10 +22,41 @@ from qlora_kit.training import quirks, runs
 
 BOOK = json.loads((ROOT / "notebooks" / "06_train_gemma.ipynb").read_text(encoding="utf-8"))
 CELLS = {c["id"]: "".join(c["source"]) for c in BOOK["cells"] if c["cell_type"] == "code"}
-AT_ONCE = [name for name in CELLS if name != "set-up"]  # that one is for Colab
-# What asks the untrained model cannot be asked again once it is trained; `settings` to `train`
-# would begin another run.
-AGAIN = AT_ONCE[AT_ONCE.index("loss") :]
+NAMES = [name for name in CELLS if name != "set-up"]  # that one is for Colab
+# Up to the training a cell is run twice in a row. Those after it are run again once all have run:
+# so they meet what later ones have bound, and a run that is finished.
+TWICE, AGAIN = NAMES[: NAMES.index("loss")], NAMES[NAMES.index("loss") :]
+
+
+def execute(names, cells):
+    for name in cells:
+        exec(compile(CELLS[name], name, "exec"), names)
+        plt.close("all")
+
+
+def reads_and_binds(source):
+    """The names that a cell takes from other cells, and those that it binds."""
+    code = compile(source, "cell", "exec")
+    read, bound, inner = set(), set(), [c for c in code.co_consts if hasattr(c, "co_consts")]
+    for step in dis.get_instructions(code):
+        if step.opname == "STORE_NAME":
+            bound.add(step.argval)
+        elif step.opname == "LOAD_NAME" and step.argval not in bound:
+            read.add(step.argval)
+    while inner:
+        one = inner.pop()
+        inner += [c for c in one.co_consts if hasattr(c, "co_consts")]
+        steps = dis.get_instructions(one)
+        read |= {s.argval for s in steps if s.opname == "LOAD_GLOBAL"} - bound
+    return read, bound
+
+
+def test_no_cell_takes_away_a_name_that_an_earlier_one_wants_again():
+    cells = [(name, *reads_and_binds(CELLS[name])) for name in NAMES]
+    for place, (name, read, _) in enumerate(cells):
+        known = set().union(*(bound for _, _, bound in cells[:place]))
+        for later, _, bound in cells[place + 1 :]:
+            assert not read & known & bound, (name, later)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +82,7 @@ def tiny(tmp_path_factory, smollm2):
 
 @pytest.fixture(scope="module")
 def notebook(tiny, tmp_path_factory):
-    """The names that notebook 06 has bound, each of its cells having been run twice in a row."""
+    """The names that notebook 06 binds; the cells of TWICE have been run twice."""
     profile, folder = tiny
     place = tmp_path_factory.mktemp("notebook")
     exact = models.Dtypes("cpu", torch.float32, torch.float32)
@@ -61,25 +95,24 @@ def notebook(tiny, tmp_path_factory):
         patch.setattr(models, "pick_profile", lambda: profile)
         patch.setattr(models, "pick_dtypes", lambda: exact)
         patch.setattr(runs, "home", lambda: place / "runs")
-        for name in AT_ONCE:
-            for _ in range(2):
-                exec(compile(CELLS[name], name, "exec"), names)
-            plt.close("all")
+        # the trainer's cell changes it, for all that comes
+        patch.setattr(trl.trainer.utils, "_use_triton", trl.trainer.utils._use_triton)
+        for name in TWICE:
+            execute(names, [name, name])
+        execute(names, AGAIN)
         yield names
         while runs.locks:
             runs.locks.pop().release()
 
 
-def test_every_cell_runs_twice_in_a_row(notebook):
+def test_the_cells_up_to_the_training_run_twice_and_change_no_base(notebook):
     assert notebook["report"]["base_unchanged"]
     assert notebook["report"]["steps"] == notebook["trainer"].state.global_step > 10
 
 
-def test_every_cell_runs_again_when_all_have_run(notebook):
+def test_the_cells_after_it_run_again_and_find_the_same(notebook):
     before = json.loads(json.dumps(notebook["report"]))
-    for name in AGAIN:
-        exec(compile(CELLS[name], name, "exec"), notebook)
-        plt.close("all")
+    execute(notebook, AGAIN)
     after = json.loads((notebook["run"] / "report.json").read_text())
     changing = {"peak_memory_bytes", "settings"}
     assert {k: v for k, v in after.items() if k not in changing} == {
@@ -186,5 +219,8 @@ def test_a_second_trainer_gets_the_plain_model(tmp_path):
     ]
     assert quirks.without_adapter(plain) is plain
     lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    again = get_peft_model(plain, lora)
-    assert not [n for n, _ in again.named_parameters() if n.count("lora_") > 1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        get_peft_model(plain, lora)
+    with pytest.warns(UserWarning, match="a second time"):
+        get_peft_model(plain, lora)
