@@ -98,7 +98,7 @@ def parser():
     how.add_argument(
         "--in-place",
         action="store_true",
-        help="save the outputs in the notebook itself (for maintainers)",
+        help="save the outputs in the notebook itself (for maintainers); NN may be `all`",
     )
 
     bench = command("bench", "compare the kit's speed with the libraries'", "bench train")

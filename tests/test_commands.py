@@ -16,6 +16,7 @@ import torch
 from qlora_kit import bootstrap, course, doctor, memory, models
 from qlora_kit.__main__ import MODELS, main, parser
 from qlora_kit.cli import commands, link, notebooks, tables
+from qlora_kit.doctor import hardware
 from qlora_kit.errors import KitError
 from qlora_kit.paths import ROOT
 from qlora_kit.training import runs
@@ -263,7 +264,7 @@ def test_doctor_knows_that_a_larger_model_takes_more(monkeypatch, capsys):
     report = json.loads((ROOT / "data" / "gemma_270m_report.json").read_text(encoding="utf-8"))
     cpu = models.Dtypes("cpu", torch.bfloat16, torch.bfloat16)
     small, gemma, large = (
-        doctor.stages(models.PROFILES[name], cpu)
+        hardware.stages(models.PROFILES[name], cpu)
         for name in ("smollm2-135m", "gemma-3-270m", "gemma-3-4b")
     )
     assert small == course.STAGES
@@ -279,7 +280,7 @@ def test_doctor_knows_that_a_larger_model_takes_more(monkeypatch, capsys):
     assert f"longer     > {gemma[-1].gigabytes:g} GB" in row
     assert row.endswith("needs more than is free, with gemma-3-270m")
     on_gpu = models.Dtypes("cuda", torch.bfloat16, torch.bfloat16)
-    assert doctor.stages(models.PROFILES["gemma-3-1b"], on_gpu) == course.STAGES
+    assert hardware.stages(models.PROFILES["gemma-3-1b"], on_gpu) == course.STAGES
 
 
 def test_doctor_prints_no_table_where_packages_are_missing(monkeypatch, capsys):

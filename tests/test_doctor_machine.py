@@ -13,7 +13,7 @@ import torch
 
 from qlora_kit import __main__, bootstrap, course, doctor, fetch, memory, models
 from qlora_kit.cli import commands
-from qlora_kit.doctor import weights
+from qlora_kit.doctor import hardware, weights
 from qlora_kit.hub import remember
 from qlora_kit.paths import ROOT
 
@@ -194,7 +194,7 @@ def test_other_dtypes_on_a_t4_are_seen_with_torch_cuda_faked(
 ):
     faked_gpu((7, 5))
     chosen = models.Dtypes("cuda", getattr(torch, stream), getattr(torch, compute))
-    only(machine._formats(chosen), level, words)
+    only(hardware.formats(chosen), level, words)
 
 
 @pytest.mark.parametrize("dtype, level", [("bfloat16", "warning"), ("float32", "ok")])
@@ -204,14 +204,14 @@ def test_a_slow_dtype_on_a_cpu_is_seen(monkeypatch, dtype, level):
 
     monkeypatch.setattr(models, "seconds_of_a_product", seconds)
     chosen = models.Dtypes("cpu", getattr(torch, dtype), getattr(torch, dtype))
-    only(machine._formats(chosen), level, "7.0 times" if level == "warning" else "7 times")
+    only(hardware.formats(chosen), level, "7.0 times" if level == "warning" else "7 times")
 
 
 def test_a_driver_without_a_gpu_for_torch_is_seen(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    only(machine._device(), "ok", "no GPU, and none is needed")
+    only(hardware.device(), "ok", "no GPU, and none is needed")
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    only(machine._device(), "warning", "PyTorch sees no GPU")
+    only(hardware.device(), "warning", "PyTorch sees no GPU")
 
 
 # Memory and disk
@@ -219,7 +219,7 @@ def test_a_driver_without_a_gpu_for_torch_is_seen(monkeypatch):
 
 def test_too_little_gpu_memory_is_seen_with_torch_cuda_faked(faked_gpu):
     faked_gpu(free=0.9)
-    only(machine._memory(GPU, models.pick_dtypes()), "warning", "0.9 GiB free")
+    only(hardware.free_memory(GPU, models.pick_dtypes()), "warning", "0.9 GiB free")
 
 
 def test_the_step_is_the_one_that_notebook_06_works_out():
@@ -237,7 +237,7 @@ def test_the_step_is_the_one_that_notebook_06_works_out():
         for stream, compute in ((torch.float32, torch.float16), (torch.bfloat16,) * 2):
             dtypes = models.Dtypes("cuda", stream, compute)
             names = {"memory": memory, "recipe": profile.recipe, "dtypes": dtypes, "torch": torch}
-            assert machine.setup(profile.recipe, dtypes) == eval(ast.unparse(call), names)
+            assert hardware.setup(profile.recipe, dtypes) == eval(ast.unparse(call), names)
 
 
 def test_little_memory_names_the_notebooks_that_take_more(monkeypatch):
@@ -245,7 +245,7 @@ def test_little_memory_names_the_notebooks_that_take_more(monkeypatch):
     numbers = ", ".join(s.number for s in course.STAGES if s.gigabytes == large)
     monkeypatch.setattr(memory, "free_bytes", lambda: (large - 0.1) * 1e9)
     cpu = models.Dtypes("cpu", torch.float32, torch.float32)
-    only(machine._memory(CPU, cpu), "warning", f"less than notebook {numbers} takes")
+    only(hardware.free_memory(CPU, cpu), "warning", f"less than notebook {numbers} takes")
 
 
 def whole(folder):
@@ -257,10 +257,10 @@ def whole(folder):
 def test_a_full_disk_stops(cache, monkeypatch):
     usage = namedtuple("Usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0.7e9))
-    only(machine._disk(CPU), "error", "0.7 GB free, and 0.9 GB are needed")
+    only(weights.disk(CPU), "error", "0.7 GB free, and 0.9 GB are needed")
     whole(cache / CPU.name)
-    only(machine._disk(CPU), "ok", "0.7 GB free")  # nothing is fetched any more
-    only(machine._disk(GPU), "error", "2.3 GB are needed")
+    only(weights.disk(CPU), "ok", "0.7 GB free")  # nothing is fetched any more
+    only(weights.disk(GPU), "error", "2.3 GB are needed")
 
 
 # Weights and hub

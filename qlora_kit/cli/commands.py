@@ -137,6 +137,9 @@ def run(arguments):
     from qlora_kit.cli import notebooks
     from qlora_kit.training import runs
 
+    if arguments.number == "all" and arguments.in_place:
+        notebooks.store_all()
+        return 0
     notebook = find_notebook(arguments.number)
     if arguments.profile and "pick_profile()" not in notebook.read_text(encoding="utf-8"):
         raise KitError(f"{notebook.name} always uses the same model: leave --profile out.")
@@ -188,10 +191,11 @@ def doctor(arguments):
     if any(finding.level == "error" for finding in found):
         return 1
     from qlora_kit import memory, models
+    from qlora_kit.doctor import hardware
 
     profile, dtypes = models.pick_profile(), models.pick_dtypes()
     print()
-    print(tables.path(doctor.stages(profile, dtypes), memory.free_bytes(), profile.name))
+    print(tables.path(hardware.stages(profile, dtypes), memory.free_bytes(), profile.name))
     return 0
 
 

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
+from qlora_kit import course
 from qlora_kit.errors import KitError
-from qlora_kit.paths import NOTEBOOKS
+from qlora_kit.paths import DATA, NOTEBOOKS
+from qlora_kit.training import runs
 
 # Arguments of nbclient's client, which papermill passes on. ipykernel 7.4 warns at every start that
 # it listens on loopback without encryption; a learner can do nothing about it. Asked politely to
@@ -167,6 +170,29 @@ def store(notebook):
     unfinished = notebook.with_suffix(".partial")
     nbformat.write(book, unfinished)
     os.replace(unfinished, notebook)
+
+
+def store_all():
+    """Store the outputs of all notebooks, and in data/ what README and data card quote of them.
+
+    That is 05's results on Gemma, the report of 06's run, and 06's picture of the scores.
+    """
+    os.environ["QLORA_KIT_STORE"] = "1"
+    before = set(runs.home().glob("*/report.json"))
+    for stage in course.STAGES:
+        notebook = NOTEBOOKS / f"{stage.file}.ipynb"
+        print(f"Running {notebook.name} ...", flush=True)
+        store(notebook)
+    [report] = set(runs.home().glob("*/report.json")) - before
+    shutil.copy(report, DATA / "smollm2_135m_report.json")
+    (DATA / "scores.png").write_bytes(stored_picture(NOTEBOOKS / "06_train_gemma.ipynb", "compare"))
+
+
+def stored_picture(notebook, cell_id):
+    """The PNG that is stored below a cell, as bytes."""
+    [cell] = [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.id == cell_id]
+    [output] = [output for output in cell.outputs if "image/png" in output.get("data", {})]
+    return base64.b64decode(output.data["image/png"])
 
 
 def smaller(picture):

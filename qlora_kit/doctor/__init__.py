@@ -10,7 +10,7 @@ Libraries are imported where they are used: the doctor must run where some are m
 from qlora_kit.doctor.adapter import adapter
 from qlora_kit.doctor.batch import batch
 from qlora_kit.doctor.findings import LEVELS, Finding, report
-from qlora_kit.doctor.machine import machine, stages
+from qlora_kit.doctor.machine import machine
 from qlora_kit.doctor.model import first_step, model
 
 __all__ = [
@@ -22,5 +22,4 @@ __all__ = [
     "machine",
     "model",
     "report",
-    "stages",
 ]

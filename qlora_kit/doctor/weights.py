@@ -1,17 +1,23 @@
-"""Findings about a model's weights: whether they are here, and whether the hub gives them."""
+"""Findings about a model's weights: room for them, whether they are here, what the hub says."""
 
+import shutil
 import urllib.error
 import urllib.request
 
-from qlora_kit.doctor.findings import ok, warning
+import huggingface_hub
+from huggingface_hub import constants
 
+from qlora_kit import fetch, models
+from qlora_kit.doctor.findings import error, ok, warning
+from qlora_kit.hub import gate
+from qlora_kit.memory import architectures
+
+RUN_BYTES = 300_000_000  # a run's folder at its fullest: two checkpoints and the adapter
 SECONDS = 3  # how long the hub may take to answer
 
 
 def cached(profile):
     """Whether the model is here; if not, where it will come from."""
-    from qlora_kit import models
-
     if models.cached(profile):
         yield ok(f"model: {profile.name} is on this machine, no network is needed")
     elif profile.embedded:  # else the hub has it, and is asked
@@ -27,12 +33,7 @@ def hub(profile):
 
     Without need and without a token it is not asked.
     """
-    from huggingface_hub import get_token
-
-    from qlora_kit import models
-    from qlora_kit.hub import gate
-
-    original, token = profile.hub[0], get_token()
+    original, token = profile.hub[0], huggingface_hub.get_token()
     needed = not models.cached(profile) and not profile.embedded
     if not needed and not token:
         return
@@ -67,8 +68,6 @@ def hub_status(repository, token):
 
     The token goes to the hub alone, and not to where a redirection leads.
     """
-    from huggingface_hub import constants
-
     if constants.HF_HUB_OFFLINE:
         return None
     request = urllib.request.Request(f"{constants.ENDPOINT}/api/models/{repository}/auth-check")
@@ -77,7 +76,29 @@ def hub_status(repository, token):
     try:
         with urllib.request.urlopen(request, timeout=SECONDS) as answer:
             return answer.status
-    except urllib.error.HTTPError as error:
-        return error.code
+    except urllib.error.HTTPError as refusal:
+        return refusal.code
     except OSError:
         return None
+
+
+def disk(profile):
+    needed = RUN_BYTES
+    if not models.cached(profile):
+        needed += profile.embedded.disk_bytes if profile.embedded else _hub_bytes(profile)
+    free = shutil.disk_usage(fetch.cache_dir()).free
+    if free < needed:
+        yield error(
+            f"disk: {free / 1e9:.1f} GB free, and {needed / 1e9:.1f} GB are needed",
+            "A download or a checkpoint that does not fit is cut off.",
+            "make room, or set QLORA_KIT_CACHE (and HF_HOME, for models of the hub) to a folder on "
+            "another disk",
+        )
+    else:
+        yield ok(f"disk: {free / 1e9:.1f} GB free")
+
+
+def _hub_bytes(profile):
+    """The size of a model on the hub: two bytes a parameter."""
+    architecture = architectures.find(profile)
+    return 2 * (architecture.linear_parameters() + architecture.other_parameters())
