@@ -46,7 +46,7 @@ print(json.dumps({
     "steps": names["trainer"].state.global_step,
     "losses": names["losses"],
     "tied": names["model"].lm_head.weight is names["model"].get_input_embeddings().weight,
-    "foreseen": names["foreseen"] / names["measured"],
+    "predicted": names["predicted"] / names["measured"],
     "seconds": seconds,
     "gigabytes": memory.peak_bytes() / 1e9,
 }))
