@@ -215,7 +215,7 @@ print(json.dumps({
     "steps": names["trainer"].state.global_step,
     "losses": names["losses"],
     "devices": sorted({p.device.type for p in names["trainer"].model.parameters()}),
-    "foreseen": names["foreseen"],
+    "predicted": names["predicted"],
     "measured": names["measured"],
     "phases": list(names["peaks"]),
 }))
@@ -266,7 +266,7 @@ def test_notebook_06_trains_on_it(notebook_06):
 def test_a_real_step_takes_what_the_budget_says(notebook_06):
     _, seen, _ = notebook_06
     assert seen["phases"] == ["load", "forward", "loss", "backward", "step"]
-    assert seen["foreseen"] == pytest.approx(seen["measured"], rel=0.1)
+    assert seen["predicted"] == pytest.approx(seen["measured"], rel=0.1)
 
 
 @pytest.mark.gpu
