@@ -29,7 +29,7 @@ def without_adapter(model):
     """The model as it was before a trainer put an adapter on it; any other as it is.
 
     PEFT puts the adapter into the layers of the model that it is given, and the trainer keeps the
-    wrapper. A trainer that is built again, as in a notebook's cell that is run twice, would find the
+    wrapper. A trainer that is built again, by a notebook's cell that is run twice, would find the
     adapter of the first one, and PEFT 0.21 warns of several. Its own `unload` wants the wrapper.
     """
     for name, layer in list(model.named_modules()):
