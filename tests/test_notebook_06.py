@@ -121,6 +121,14 @@ def test_the_cells_after_it_run_again_and_find_the_same(notebook):
     }
 
 
+def test_a_finished_run_can_be_trained_again_and_learns_the_same(notebook):
+    first = list(notebook["losses"])
+    execute(notebook, ["train", "facts", "report"])
+    assert notebook["checkpoint"] is None
+    assert notebook["losses"] == pytest.approx(first, rel=1e-4)
+    assert not (notebook["run"] / "checkpoints").exists()
+
+
 def test_the_report_compares_in_pairs(notebook):
     paired = notebook["report"]["paired"]
     assert list(paired) == [name for name in notebook["report"]["rivals"] if name != "QLoRA"]
@@ -205,7 +213,8 @@ def test_a_trainer_of_its_own_accord_goes_on_with_what_the_first_training_left(t
     trainer = tiny_run.make_trainer(tmp_path)
     trainer.train()
     first = tiny_run.losses(trainer)
-    shutil.rmtree(tmp_path / "checkpoints")
+    for checkpoint in (tmp_path / "checkpoints").iterdir():
+        shutil.rmtree(checkpoint)  # or the trainer would take the new ones for older ones
     trainer.train()
     assert tiny_run.losses(trainer)[0] < first[0] - 0.1, "the quirk can go"
 

@@ -3,6 +3,8 @@
 `fit_to_machine` applies those that a machine needs.
 """
 
+import os
+
 import torch
 import trl.trainer.utils
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -54,6 +56,7 @@ def start_over(trainer):
     def train_again(*args, **kwargs):
         if trainer.state.global_step:
             trainer.optimizer = trainer.lr_scheduler = None
+            os.makedirs(trainer.args.output_dir, exist_ok=True)  # the end of a run removes it
             for parameter, value in zip(trained, start, strict=True):
                 parameter.data.copy_(value)
         return train(*args, **kwargs)
