@@ -166,6 +166,8 @@ def test_adapters_are_counted_as_peft_counts_them():
     assert count == 13_045_760
     count = architectures.find("Llama-2-7b-hf").adapter_parameters(16, memory.LINEARS)
     assert count == 39_976_960
+    both = architectures.find("Llama-2-7b-hf").adapter_parameters(16, memory.OUTSIDE)
+    assert both == 2 * 16 * (32_000 + 4_096)
 
 
 def test_a_weight_takes_the_bits_of_the_paper():

@@ -210,10 +210,12 @@ FULL_16_BITS = {"method": "full", "adapter_dtype": "bfloat16", "autocast": False
 @pytest.mark.parametrize(
     "changes",
     [
-        FULL_16_BITS | {"checkpointing": False},  # the norms' inputs
+        # the norms' inputs
+        FULL_16_BITS | {"checkpointing": False, "loss": "tiled", "optimizer": "sgd", "batch": 16},
         FULL_16_BITS | {"loss": "tiled", "optimizer": "sgd"},  # the output layer's gradient
         {"method": "lora", "checkpointing": False},  # an input for each adapter
-        {"prepare_kbit": True, "autocast": True},  # the Trainer's usual recipe
+        # the Trainer's usual recipe
+        {"prepare_kbit": True, "autocast": True, "checkpointing": False, "batch": 8},
         {"targets": (*memory.LINEARS, "embed_tokens", "lm_head"), "loss": "plain", "rank": 64},
         {"ddp": True, "rank": 256},
     ],

@@ -74,7 +74,7 @@ def step(arguments, architecture, gpu):
 
 def source(arguments, setup, gpu):
     """Where the formats come from, and which option changes them."""
-    if arguments.prepare_kbit is not None or setup.method == "full":
+    if arguments.prepare_kbit is not None or (setup.method != "qlora" and not setup.prepare_kbit):
         return ""
     if setup.prepare_kbit:
         why = f"{gpu.name} has no bfloat16"
