@@ -1,7 +1,6 @@
 """The memory budget: against the bytes of a loaded model, and against published measurements."""
 
 import csv
-import importlib
 import statistics
 import types
 
@@ -356,8 +355,8 @@ def test_the_doctor_counts_the_gaps_of_the_pool(monkeypatch):
     import torch
 
     from qlora_kit import models
+    from qlora_kit.doctor import hardware as doctor
 
-    doctor = importlib.import_module("qlora_kit.doctor.machine")  # not the function of that name
     profile = models.PROFILES["gemma-3-1b"]
     dtypes = models.Dtypes("cuda", torch.float32, torch.float16)
     monkeypatch.setattr(memory, "this_machine", lambda: T4)
