@@ -153,8 +153,8 @@ def budget_options(budget):
     budget.add_argument(
         "--prepare-kbit",
         action=either,
-        help="float32 embedding and stream, as PEFT prepares a 4-bit model; without --autocast the "
-        "recipe for a T4 (default: where the GPU has no bfloat16)",
+        help="float32 embedding and residual stream, as PEFT prepares a 4-bit model; without "
+        "--autocast the recipe for a T4 (default: where the GPU has no bfloat16)",
     )
     budget.add_argument(
         "--autocast",

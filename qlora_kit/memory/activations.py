@@ -34,13 +34,13 @@ class Layer:
 def layer(architecture, setup, gpu):
     """The tensors that a layer keeps, one by one. In the order of the forward pass:
 
-    each norm keeps its input in float32 (a copy, if the stream has 16 bits), and, where its own
-    weight is trained, that input normalised; each trained or adapted linear layer keeps its input
-    (shared, unless dropout or a cast makes one for each, dropout with a mask of a byte) and the
-    rank-sized middle; attention keeps queries, keys, values and its output, keys and values copied
-    to the width of the queries unless flash attention runs, and in eager form the softmax in
-    float32 and in the stream's dtype; the MLP keeps the gate, its activation and the up projection.
-    Found with the X-ray, storage by storage.
+    each norm keeps its input in float32 (a copy, if the residual stream has 16 bits), and, where
+    its own weight is trained, that input normalised; each trained or adapted linear layer keeps its
+    input (shared, unless dropout or a cast makes one for each, dropout with a mask of a byte) and
+    the rank-sized middle; attention keeps queries, keys, values and its output, keys and values
+    copied to the width of the queries unless flash attention runs, and in eager form the softmax in
+    float32 and in the residual stream's dtype; the MLP keeps the gate, its activation and the up
+    projection. Found with the X-ray, storage by storage.
     """
     s, p, a = setup.element_bytes, setup.product_bytes, setup.attention_bytes
     width, query, key = architecture.hidden, architecture.query_width, architecture.key_width

@@ -27,7 +27,7 @@ class Setup:
 
     method: "qlora" (4-bit base), "lora" (16-bit base) or "full". rank and targets (module names)
     are those of the adapter. `prepare_kbit`: PEFT's prepare_model_for_kbit_training has made the
-    embedding, norms and so the stream between layers float32. `compute_dtype` is that of the
+    embedding, norms and so the residual stream float32. `compute_dtype` is that of the
     products of 4-bit layers (bnb_4bit_compute_dtype; 16 bits are float16 where the GPU has no
     bfloat16). `autocast`: 16-bit autocast; None: unless `prepare_kbit`. The Trainer's usual recipe
     has both. `adapter_dtype` is that of the trained parameters (PEFT makes adapters float32).
@@ -92,7 +92,7 @@ class Setup:
 
     @property
     def element_bytes(self):
-        """Bytes of an element of the model's dtype: what is not quantised, the stream."""
+        """Bytes of an element of the model's dtype: what is not quantised, the residual stream."""
         if self.method == "full":
             return BYTES[self.adapter_dtype]
         return 4 if self.prepare_kbit else 2
