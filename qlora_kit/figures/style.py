@@ -34,17 +34,12 @@ def style():
 
 
 def styled(draw):
-    """A function that returns a Figure, in the kit's style.
-
-    Ticks and their grid lines are made when a figure is first drawn, so that is done here.
-    """
+    """A function that returns a Figure, in the kit's style."""
 
     @functools.wraps(draw)
     def in_style(*arguments, **keywords):
         with style():
-            figure = draw(*arguments, **keywords)
-            figure.draw_without_rendering()
-        return figure
+            return draw(*arguments, **keywords)
 
     return in_style
 
