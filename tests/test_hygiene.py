@@ -13,8 +13,9 @@ from packaging.requirements import Requirement
 
 import qlora_kit
 from qlora_kit import bootstrap, course, scoring
-from qlora_kit.cli import link
-from qlora_kit.paths import ROOT
+from qlora_kit.cli import link, tables
+from qlora_kit.cli.notebooks import stored_picture
+from qlora_kit.paths import DATA, ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CLAIMS = tomllib.loads((ROOT / "tests" / "claims.toml").read_text(encoding="utf-8"))
@@ -237,6 +238,25 @@ def test_the_scores_in_the_data_card_are_those_of_the_stored_run():
         assert f"| {rival} | {ours} | {theirs} | {result} |" in card.splitlines()
 
 
+def test_what_the_readme_shows_of_train_is_that_of_the_stored_run():
+    report = json.loads((DATA / "smollm2_135m_report.json").read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"```\n{tables.before_and_after(report)}\n```" in readme
+    book = NOTEBOOKS[6]
+    printed = {
+        cell["id"]: source({"source": cell["outputs"][0]["text"]})
+        for cell in code_cells(read(book))
+        if cell["id"] == "score-after"
+    }["score-after"]
+    for name in ("category_accuracy", "exact_match"):
+        [line] = [line for line in printed.splitlines() if line.startswith(name)]
+        for when in ("before", "after"):
+            right = round(report[when][name] * report[when]["rows"])
+            rows = [True] * right + [False] * (report[when]["rows"] - right)
+            assert str(scoring.proportion(rows)) in line
+    assert stored_picture(book, "compare") == (DATA / "scores.png").read_bytes()
+
+
 def test_what_the_data_card_says_of_gemma_is_in_the_report_of_its_run():
     report = json.loads((ROOT / "data" / "gemma_270m_report.json").read_text(encoding="utf-8"))
     assert (report["profile"], report["seed"], report["resumed_from"]) == ("gemma-3-270m", 0, None)
@@ -269,6 +289,8 @@ def test_no_file_names_a_package_host_or_a_place_of_one_machine():
     assert tracked.stdout
     hosts = "pypi" + ".org", "files.pythonhosted" + ".org", "registry.npmjs" + ".org"
     for name in tracked.stdout.split():
+        if name.endswith(".png"):
+            continue
         text = (ROOT / name).read_text(encoding="utf-8")
         for place in (*hosts, "deb.debian" + ".org", str(ROOT)):
             assert place not in text, f"{name}: {place}"
