@@ -55,7 +55,7 @@ WATCH = """box => {
         box.seen.push(performance.now() - pressed);
     });
 }"""
-# All cells have run, or one has failed, after which the others never do. A folded cell has no number.
+# All cells have run (a folded one shows no number), or one has failed, and the others never do.
 DONE = """([count, folded]) => {
     const prompts = [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")];
     const run = prompts.filter(prompt => /\\[\\d+\\]/.test(prompt.textContent));
