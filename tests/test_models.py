@@ -234,6 +234,10 @@ def test_only_an_unfinished_run_of_the_same_model_gives_its_dtype(tmp_path, monk
             tmp_path / name / "settings.json", runs.settings(small, dtypes, 0, tmp_path)
         )
     assert runs.begun_dtype(small) == "bfloat16", "a GPU's dtypes are none for a CPU"
+    old = runs.RUNS / "2099-01-01-an-older-kit"
+    old.mkdir()
+    runs.write_json(old / "settings.json", {"profile": small.name, "device": "cpu", "stream": ""})
+    assert runs.begun_dtype(small) == "bfloat16", "an older version of the kit called it otherwise"
     assert runs.begun_dtype(gemma) is None
     (tmp_path / "1" / "report.json").write_text("{}")
     assert runs.begun_dtype(small) is None

@@ -129,7 +129,7 @@ def begun_dtype(profile):
     for file in sorted(home().glob("*/settings.json"), reverse=True):
         begun = read_json(file)
         mine = begun.get("profile") == profile.name and begun.get("device") == "cpu"
-        if mine and not (file.parent / "report.json").exists():
+        if mine and "model" in begun and not (file.parent / "report.json").exists():
             return begun["model"].removeprefix("torch.")
     return None
 
