@@ -78,20 +78,23 @@ class Dtypes:
         return 1024 if self.compute == torch.float16 else 1
 
 
-def pick_dtypes():
+def pick_dtypes(begun=None):
     """The device and the number formats for this machine.
+
+    begun: on a CPU, the dtype that a run began with which is to be resumed, "float32" or
+    "bfloat16" (`training.runs.begun_dtype`); None where there is none.
 
     GPUs of compute capability 8.0 or more multiply bfloat16 natively. Older ones (a T4 has 7.5)
     emulate it, and Gemma overflows float16: there the model is float32 and only the products are
     float16. `torch.cuda.is_bf16_supported()` counts emulation and is no guide. A CPU is timed,
-    unless QLORA_KIT_DTYPE says float32 or bfloat16: so a run goes on in the dtype that it began
-    with, whatever else the machine does meanwhile.
+    unless QLORA_KIT_DTYPE or `begun` says float32 or bfloat16: timed anew, it might choose the
+    other one, and the run could not be resumed.
     """
     if usable_cuda():
         if torch.cuda.get_device_capability() >= (8, 0):
             return Dtypes("cuda", torch.bfloat16, torch.bfloat16)
         return Dtypes("cuda", torch.float32, torch.float16)
-    dtype = chosen_dtype() or faster_dtype()
+    dtype = chosen_dtype() or (getattr(torch, begun) if begun else faster_dtype())
     return Dtypes("cpu", dtype, dtype)
 
 

@@ -1,6 +1,7 @@
 """Profiles, turn formats and loading in 4 bit."""
 
 import ast
+import dataclasses
 import json
 import types
 from unittest.mock import MagicMock, call
@@ -241,6 +242,23 @@ def test_only_an_unfinished_run_of_the_same_model_gives_its_dtype(tmp_path, monk
     assert runs.begun_dtype(gemma) is None
     (tmp_path / "1" / "report.json").write_text("{}")
     assert runs.begun_dtype(small) is None
+
+
+@pytest.mark.parametrize("begun", ["bfloat16", "float32"])
+def test_notebook_06_goes_on_in_the_dtype_that_its_run_was_begun_with(
+    gpu, monkeypatch, tmp_path, begun
+):
+    gpu(0)
+    monkeypatch.setattr(runs, "RUNS", tmp_path)
+    small = models.PROFILES["smollm2-135m"]
+    monkeypatch.setattr(models, "get_weights", lambda profile: (profile, tmp_path))
+    dtypes = models.Dtypes("cpu", *[getattr(torch, begun)] * 2)
+    (tmp_path / "1").mkdir()
+    settings = runs.settings(small, dtypes, 0, tmp_path)
+    runs.write_json(tmp_path / "1" / "settings.json", settings)
+    own = dict.fromkeys(("rank", "alpha", "learning_rate", "rows", "epochs"))
+    given = {"models": models, "runs": runs, "replace": dataclasses.replace, **own}
+    assert notebook_06("profile", **given)["dtypes"] == dtypes
 
 
 @pytest.mark.parametrize("given, stops", [(7, {7}), ([7, 8], {7, 8}), (None, set())])

@@ -123,8 +123,8 @@ def begun_dtype(profile):
     """The dtype that the newest unfinished run of a profile on a CPU began with: "bfloat16" or
     "float32"; None without such a run.
 
-    `models.pick_dtypes` times a CPU, and on a busy machine it may choose the other one. It takes
-    this one instead if it stands in QLORA_KIT_DTYPE.
+    `models.pick_dtypes` times a CPU, and on a busy machine it may choose the other one; it takes
+    this one instead if it is told.
     """
     for file in sorted(home().glob("*/settings.json"), reverse=True):
         begun = read_json(file)
