@@ -28,7 +28,7 @@ from pathlib import Path
 
 import tiny_run
 from qlora_kit import models
-from qlora_kit.data import tickets
+from qlora_kit.paths import DATA
 from qlora_kit.training import runs
 
 profile, dtypes, source = models.pick_profile(), models.pick_dtypes(), DATA
@@ -45,12 +45,12 @@ runs.finish(run, report)""",
 TRAIN = """
 import pathlib, signal, sys
 from qlora_kit import __main__ as main
-from qlora_kit.cli import commands
+from qlora_kit.cli import commands, tables
 from qlora_kit.training import runs
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 place = pathlib.Path(sys.argv.pop(1))
 commands.NOTEBOOKS, runs.RUNS = place, place / "runs"
-commands.before_and_after = str
+tables.before_and_after = str
 sys.exit(main.main())
 """
 
