@@ -197,7 +197,7 @@ profile = dataclasses.replace(
 models.pick_profile = lambda: profile
 models.get_weights = lambda profile: (profile, pathlib.Path(folder))
 if device == "cpu":
-    models.pick_dtypes = lambda: models.Dtypes("cpu", torch.float32, torch.float32)
+    models.pick_dtypes = lambda begun=None: models.Dtypes("cpu", torch.float32, torch.float32)
 names = {"sys": sys}
 
 

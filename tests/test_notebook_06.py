@@ -94,7 +94,7 @@ def notebook(tiny, tmp_path_factory):
         patch.chdir(place)
         hub.remember(profile.hub[0], folder)
         patch.setattr(models, "pick_profile", lambda: profile)
-        patch.setattr(models, "pick_dtypes", lambda: exact)
+        patch.setattr(models, "pick_dtypes", lambda begun=None: exact)
         patch.setattr(runs, "home", lambda: place / "runs")
         # the trainer's cell changes it, for all that comes
         patch.setattr(trl.trainer.utils, "_use_triton", trl.trainer.utils._use_triton)
