@@ -17,7 +17,8 @@ from qlora_kit.fetch import cache_dir
 # The commit that is downloaded, so that a change on the hub changes no result. Sources, looked up
 # in public code on 2026-11-30: the first four stand beside their repository in pins of experiments
 # ("google/gemma-3-1b-pt": "fcf18a2a...") and in paths of caches, Llama 2's in MTEB (the base of its
-# repllama models), and that of NousResearch in paths of caches alone.
+# repllama models), and that of NousResearch in paths of caches, one of a script that loads its
+# safetensors.
 # No commit of unsloth's mirrors was found, so that they come as their main branch has them.
 REVISIONS = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": "12fd25f77366fa6b3b4b768ec3050bf629380bac",
@@ -25,14 +26,14 @@ REVISIONS = {
     "google/gemma-3-1b-pt": "fcf18a2a879aab110ca39f8bffbccd5d49d8eb29",
     "google/gemma-3-4b-pt": "cc012e0a6d0787b4adcc0fa2c4da74402494554d",
     "meta-llama/Llama-2-7b-hf": "01c7f73d771dfac7d292323805ebc428287df4f9",
-    "NousResearch/Llama-2-7b-hf": "8efe6c9b93655b934e27bd9981e3ec13e55aee9d",
+    "NousResearch/Llama-2-7b-hf": "dacdfcde31297e34b19ee0e7532f29586d2c17bc",
 }
 # The libraries through which huggingface_hub has spoken to the network, in its order of versions.
 NETWORK = ("requests", "urllib3", "httpx", "httpcore", "httpx2", "httpcore2")
 
 
 def from_hub(repositories, notice=""):
-    """The folder of the first of these hub repositories that can be had.
+    """The folder of the first of these hub repositories that can be downloaded.
 
     The first is the original, which may be gated; the others are mirrors without a gate. Once one
     has been fetched whole, it is found again without asking the network. Raises KitError with the
@@ -63,7 +64,7 @@ def from_hub(repositories, notice=""):
 
 
 def reason(repository, error):
-    """Why a repository could not be had, in a sentence. Raises OSError if the disk is full.
+    """Why a repository could not be downloaded, in a sentence. Raises OSError if the disk is full.
 
     huggingface_hub wraps what it met in "cannot find the files in the cache", so what an error was
     raised from says more than the error.
