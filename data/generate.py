@@ -2,14 +2,18 @@
 
 The text lives in situations.toml, the rules in policy.md. A ticket is a situation in one of its
 phrasings, often with an opener, a detail, a date, a second problem or a closer around it, and
-then a tone (lower case, American spelling, shaky grammar, ...) and typing errors.
+then a tone (lower case, American spelling, shaky grammar, ...) and typing errors. Its row names
+the facts of the policy that the reply states.
 """
 
 import json
 import random
 import re
 import tomllib
+from collections import Counter
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 TABLES = tomllib.loads((HERE / "situations.toml").read_text(encoding="ascii"))
@@ -25,10 +29,51 @@ def chance(name):
     return rng.random() < TABLES["share"][name]
 
 
-def deck(items):
-    """Deals the items in random order, all of them before any comes again."""
-    while True:
-        yield from rng.sample(items, len(items))
+class Problem(NamedTuple):
+    situation: dict
+    phrase: str
+    key: str  # of its reply
+
+    @property
+    def facts(self):
+        return TABLES["replies"][self.key.removesuffix("+")]["facts"]
+
+    def levels(self):
+        """Its priority and, where a near date can be added or is in it, calm and dated."""
+        level = self.situation["priority"]
+        calm = level != "urgent" and "{far}" not in self.phrase
+        return [level] + ["calm"] * calm + ["dated"] * (calm and dated(self.phrase))
+
+
+class Deck:
+    """Deals the fact that has been taught least, in the phrasing that has been used least."""
+
+    def __init__(self):
+        self.stock, self.taught, self.used = {}, Counter(), Counter()
+        for category, situations in TABLES["situations"].items():
+            for situation in situations:
+                for phrase, key in product(situation["say"], situation["reply"]):
+                    problem = Problem(situation, phrase, key)
+                    for level in problem.levels():
+                        facts = self.stock.setdefault((category, level), {})
+                        for fact in problem.facts or [None]:
+                            facts.setdefault(fact, []).append(problem)
+
+    def rounds(self, problems):
+        return min(self.used[problem.phrase] for problem in problems)
+
+    def deal(self, category, level, factless=False):
+        facts = self.stock[category, level]
+        cost = {  # a fact whose phrasings have all been used waits for the others
+            fact: (self.taught[fact] + 15 * self.rounds(problems), rng.random())
+            for fact, problems in facts.items()
+            if fact
+        }
+        fact = None if (factless and None in facts) or not cost else min(cost, key=cost.get)
+        fewest = self.rounds(facts[fact])
+        problem = rng.choice([p for p in facts[fact] if self.used[p.phrase] == fewest])
+        self.used[problem.phrase] += 1
+        return problem
 
 
 class Slots:
@@ -149,64 +194,69 @@ def write_ticket(category, phrases, level, priority, near):
     return set_tone(text)
 
 
-def write_reply(situations):
-    """One sentence for each fact; a fact alone may get a friendly sentence in front."""
+def write_reply(problems):
+    """Its text and facts: a sentence for each problem; one alone may get a lead in front."""
+    first, last = problems[0], problems[-1]
+    lead = first.situation.get("lead", first.situation["priority"])
     while True:
-        keys = [rng.choice(situation["reply"]) for situation in situations]
-        facts = [rng.choice(TABLES["replies"][key.removesuffix("+")]) for key in keys]
-        both = 0.9 if situations[-1]["priority"] == "urgent" else 0.6
-        if len(set(keys)) == 2 and rng.random() < both:
-            reply = facts
-        elif keys[0].endswith("+"):
-            reply = [facts[0], rng.choice(TABLES["reply_parts"]["plus"])]
+        said = [rng.choice(TABLES["replies"][p.key.removesuffix("+")]["say"]) for p in problems]
+        if set(first.facts).isdisjoint(last.facts) and chance("both"):
+            facts, reply = first.facts + last.facts, said
+        elif first.key.endswith("+"):
+            facts, reply = first.facts, [said[0], rng.choice(TABLES["reply_parts"]["plus"])]
         else:
-            lead = situations[0].get("lead", situations[0]["priority"])
-            reply = [rng.choice(TABLES["reply_parts"][lead]), facts[0]][rng.randrange(2) :]
+            bare = lead not in ("yes", "no") and rng.random() < 0.5
+            facts, reply = first.facts, [rng.choice(TABLES["reply_parts"][lead]), said[0]][bare:]
         text = " ".join(reply)
         if len(text.split()) in REPLY_WORDS:
-            return text
+            return {"reply": text, "facts": facts}
 
 
-def draw_problems(decks, category, priority, near):
+def draw_problems(deck, category, priority, near, factless):
     """One problem, or two of which one or both have the priority (or get a near date)."""
     level, below = priority, LEVELS[: LEVELS.index(priority) + 1]
     if near:
         level, below = ("dated" if chance("own_date") else "calm"), LEVELS[:2]
     if not chance("second"):
-        return [next(decks[category, level])]
+        return [deck.deal(category, level, factless)]
     other = rng.choice([name for name in TABLES["quotas"] if name != category])
     levels = [level, rng.choice(below)]
     if not near:
         rng.shuffle(levels)
-    return [next(decks[category, levels[0]]), next(decks[other, levels[1]])]
+    return [deck.deal(category, levels[0], factless), deck.deal(other, levels[1], factless)]
+
+
+def make_plan(deck):
+    """Category, priority, whether a near date makes it urgent, and whether no fact answers it."""
+    plan = []
+    for level, (category, quota) in product(["normal", "low", "urgent"], TABLES["quotas"].items()):
+        # a phrasing that is urgent in itself is used about twice; the others get a near date
+        pool = deck.stock[category, "urgent"].values()
+        urgent = {problem.phrase for problems in pool for problem in problems}
+        near_from = min(2 * len(urgent), quota["urgent"] * 4 // 5)
+        factless = rng.sample(range(quota[level]), TABLES["factless"][category][level])
+        for index in range(quota[level]):
+            plan.append(
+                (category, level, level == "urgent" and index >= near_from, index in factless)
+            )
+    return plan
 
 
 def make_rows():
     rng.seed(SEED)
-    decks, plan = {}, []
-    for category, situations in TABLES["situations"].items():
-        pairs = [(situation, phrase) for situation in situations for phrase in situation["say"]]
-        groups = {level: [p for p in pairs if p[0]["priority"] == level] for level in LEVELS}
-        groups["calm"] = [p for p in groups["low"] + groups["normal"] if "{far}" not in p[1]]
-        groups["dated"] = [p for p in groups["calm"] if dated(p[1])]
-        decks |= {(category, name): deck(items) for name, items in groups.items()}
-        # a phrasing that is urgent in itself is used about twice; the others get a near date
-        quota = TABLES["quotas"][category]
-        near_from = min(2 * len(groups["urgent"]), quota["urgent"] * 4 // 5)
-        for level in LEVELS:
-            for index in range(quota[level]):
-                plan.append((category, level, level == "urgent" and index >= near_from))
-
+    deck = Deck()
     rows = {}  # by the bare words of the ticket, so that no two are alike
-    for category, priority, near in plan:
+    for category, priority, near, factless in make_plan(deck):
         before = len(rows)
         while len(rows) == before:
-            situations, phrases = zip(*draw_problems(decks, category, priority, near), strict=True)
-            ticket = write_ticket(category, phrases, situations[0]["priority"], priority, near)
-            if len(ticket.split()) in TICKET_WORDS:
+            problems = draw_problems(deck, category, priority, near, factless)
+            phrases, level = [p.phrase for p in problems], problems[0].situation["priority"]
+            ticket = write_ticket(category, phrases, level, priority, near)
+            bare = re.sub(r"[^a-z0-9]+", " ", ticket.lower()).strip()
+            if len(ticket.split()) in TICKET_WORDS and bare not in rows:
                 row = {"ticket": ticket, "category": category, "priority": priority}
-                bare = re.sub(r"[^a-z0-9]+", " ", ticket.lower()).strip()
-                rows.setdefault(bare, row | {"reply": write_reply(situations)})
+                rows[bare] = row | write_reply(problems)
+                deck.taught.update(rows[bare]["facts"])
     return rng.sample(list(rows.values()), len(rows))
 
 
