@@ -198,15 +198,16 @@ def write_reply(problems):
     """Its text and facts: a sentence for each problem; one alone may get a lead in front."""
     first, last = problems[0], problems[-1]
     lead = first.situation.get("lead", first.situation["priority"])
+    leads = TABLES["reply_parts"] | TABLES["answers"]
     while True:
         said = [rng.choice(TABLES["replies"][p.key.removesuffix("+")]["say"]) for p in problems]
-        if set(first.facts).isdisjoint(last.facts) and chance("both"):
+        if set(first.facts).isdisjoint(last.facts) and first.key != last.key and chance("both"):
             facts, reply = first.facts + last.facts, said
         elif first.key.endswith("+"):
             facts, reply = first.facts, [said[0], rng.choice(TABLES["reply_parts"]["plus"])]
         else:
-            bare = lead not in ("yes", "no") and rng.random() < 0.5
-            facts, reply = first.facts, [rng.choice(TABLES["reply_parts"][lead]), said[0]][bare:]
+            bare = lead in TABLES["reply_parts"] and rng.random() < 0.5
+            facts, reply = first.facts, [rng.choice(leads[lead]), said[0]][bare:]
         text = " ".join(reply)
         if len(text.split()) in REPLY_WORDS:
             return {"reply": text, "facts": facts}
