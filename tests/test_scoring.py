@@ -1,5 +1,6 @@
 """Answers in batches, their scores, and how sure they are."""
 
+import dataclasses
 import math
 
 import pytest
@@ -114,31 +115,61 @@ def test_label_scores_count_what_they_say(rows):
     assert scores["exact_match"].value == 1 / 5
 
 
-def test_score_puts_everything_together(monkeypatch, rows):
+@pytest.fixture
+def book():
+    def fact(says, never):
+        return facts.read_fact({"fact": "Within 45 days.", "says": [says], "never": [never]}, {})
+
+    return {"days": fact("45 days", "14 days"), "label": fact("returns", "orders")}
+
+
+def test_score_puts_everything_together(monkeypatch, rows, book):
     asked = []
+    replies = ["app, low\n45 days", "45 days. Under Orders, or a colleague will look into it."]
 
     def answer(model, tokenizer, prompts, limit):
-        asked.append(limit)
-        texts = [row.label for row in rows] if limit == scoring.LABEL_TOKENS else ["x\n45 days"] * 2
+        asked.append((limit, len(prompts)))
+        texts = [row.label for row in rows] if limit == scoring.LABEL_TOKENS else replies
         return [scoring.Answer(text, stopped=i < 4) for i, text in enumerate(texts)]
 
     monkeypatch.setattr(metrics, "generate_answers", answer)
     monkeypatch.setattr(metrics, "completion_nll", lambda *_: [(2.0, 1), (0.0, 1)])
-    days = facts.read_fact({"fact": "", "says": ["45 days"], "never": []}, {})
-    other = facts.read_fact({"fact": "", "says": ["Returns"], "never": []}, {})
-    checklist = [(rows[0], [days]), (rows[1], [days, other])]
-    scores, given = scoring.score(None, None, rows, checklist)
+    held_out = [dataclasses.replace(row, facts=()) for row in rows]
+    held_out[1] = dataclasses.replace(rows[1], facts=("days",))
+    held_out[3] = dataclasses.replace(rows[3], facts=("days", "label"))
+    scores, given, judged = scoring.score(None, None, held_out, book)
     assert [a.text for a in given] == [row.label for row in rows]
-    assert asked == [scoring.LABEL_TOKENS, scoring.REPLY_TOKENS]
+    assert asked == [(scoring.LABEL_TOKENS, 5), (scoring.REPLY_TOKENS, 2)]
     assert scores["exact_match"].value == 1
     assert scores["stops_by_itself"].value == 4 / 5
     assert scores["facts_right"].value == 2 / 3
+    assert scores["facts_false"].value == 1 / 2
+    assert scores["facts_evasive"].value == 0
     assert scores["perplexity"].value == pytest.approx(math.e)
+    assert [(reply.ticket, reply.text) for reply in judged] == list(
+        zip([held_out[1], held_out[3]], replies, strict=True)
+    )
+    assert judged[1].judgement.false == (("orders", "Within 45 days."),)
 
 
-def test_without_a_checklist_no_facts_are_asked_for(rows):
-    assert scoring.score_facts(None, None, rows, None) is None
-    assert scoring.score_facts(None, None, rows[:1], [(rows[1], [])]) is None
+def test_what_is_left_to_a_colleague_is_counted_apart(monkeypatch, rows, book):
+    row = dataclasses.replace(rows[0], facts=("days", "label"))
+    texts = ["A colleague will look into it.", "Under Returns.", "14 days"]
+    monkeypatch.setattr(metrics, "generate_answers", lambda *_: map(scoring.Answer, texts, texts))
+    scores = scoring.fact_scores(scoring.judge_replies(None, None, [row] * 3, book))
+    assert {name: score.value for name, score in scores.items()} == {
+        "facts_right": 1 / 6,
+        "facts_false": 1 / 3,
+        "facts_evasive": 1 / 3,
+    }
+
+
+def test_without_facts_no_reply_is_asked_for(rows, book):
+    bare = [dataclasses.replace(row, facts=()) for row in rows]
+    assert scoring.judge_replies(None, None, bare, book) == []
+    with_facts = [dataclasses.replace(rows[0], facts=("days",))]
+    assert scoring.judge_replies(None, None, with_facts, None) == []
+    assert scoring.fact_scores([]) == {}
 
 
 def test_a_trained_model_projects_the_last_position_alone_and_as_one_product(tmp_path):

@@ -12,6 +12,8 @@ def before_and_after(report):
         ("exact_match", "and priority right"),
         ("stops_by_itself", "stops by itself"),
         ("facts_right", "policy facts right"),
+        ("facts_false", "replies partly false"),
+        ("facts_evasive", "left to a colleague"),
     ):
         if key in after:  # tickets of one's own may have no checklist of facts
             lines.append(f"{name:<24}{before[key]:>8.1%}{after[key]:>8.1%}")

@@ -1,74 +1,78 @@
-"""Which facts of the policy a reply gets right, by a checklist that was written by hand."""
+"""What a reply says about the policy: each fact that is wanted of it right, false, evaded or left
+out, and everything in it that the policy contradicts. By patterns that were written by hand.
+"""
 
 import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from qlora_kit.data.quantities import numbers, plain, quantities
 from qlora_kit.errors import KitError
 
-UNITS = [
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
-    "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
-]  # fmt: skip
-TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-NUMBERS = {word: number for number, word in enumerate(UNITS)}
-NUMBERS |= {ten: 20 + 10 * i for i, ten in enumerate(TENS)}
-NUMBERS |= {f"{ten} {UNITS[one]}": NUMBERS[ten] + one for ten in TENS for one in range(1, 10)}
-NUMBERS |= {f"{one} hundred": 100 for one in ("a", "one")}
-NUMBERS |= {"first": "1st", "fifth": "5th"}
-
-# In this order, on small letters.
-SPELLINGS = (
-    (r"\s+", " "),
-    ("[\u2019']", "'"),  # a printer's apostrophe is one as well
-    (r"\bcan't\b|\bcannot\b", "can not"),
-    (r"\bwon't\b", "will not"),
-    (r"n't\b", " not"),
-    ("'", ""),
-    ("%", " percent"),
-    ("°", " degrees "),
-    (r"(?<=\d), ?(?=\d)", " or "),  # 3, 6 or 12
-    (r"[!?;]|\.(?!\d)", "\n"),  # one sentence a line; the dot of 2.4 stays
-    (r"[^\w.\n]|_", " "),
-    (r"(\d)(?!st\b|nd\b|rd\b|th\b)([a-z])", r"\1 \2"),  # 24h
-    (" +", " "),
-    # the longest first, so that forty five is not 40 and 5
-    (rf"\b({'|'.join(sorted(NUMBERS, key=len, reverse=True))})\b", lambda m: str(NUMBERS[m[0]])),
-    (r"(\d+) point (\d+)", r"\1.\2"),
-    (r" ?\n ?", "\n"),
+VERDICTS = ("right", "false", "evasive", "silent")
+WHO = r"(colleagues?|somebody|someone|team|specialists?|experts?|agents?|support|we|i)"
+DOES = (
+    r"(look(s|ing)? (into|at|after)|(be|get|gets) (back|in touch)|contacts?|checks?|answers?|"
+    r"calls?|repl(y|ies)|takes? care|sees? to|handles?|sorts?|investigates?|"
+    r"pass (this|it)|find out)\b"
 )
+PROMISE = re.compile(rf"^(?![^\n]*safety)[^\n]*\b{WHO} [^\n]*\b{DOES}", re.MULTILINE)
+# A number in such a place is one that the policy does not vouch for.
+DENIED = re.compile(r"\b(not|no|nor|neither|never|instead of|rather than|without)\b[^\n,]*$")
+CLAUSE = re.compile(r",|(?<!\d)(?<!degrees) (?:and|but|while|whereas) ")
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A fact that a reply must get right: all of `says` are found in it, and none of `never`."""
+    """A fact of the policy: all of `says` are found in a reply that states it; `never` contradicts
+    it, and so does a quantity that is given for one of its topics `about` and not in `values`.
+    """
 
     fact: str
     says: tuple[re.Pattern, ...]
     never: tuple[re.Pattern, ...]
+    about: tuple[re.Pattern, ...] = ()
+    values: frozenset = frozenset()
+    told: frozenset = frozenset()  # the amounts that the policy's sentence gives
 
-    def is_right(self, reply):
-        """Whether a reply states this fact and nothing that contradicts it."""
-        text = plain(reply)
-        says = all(pattern.search(text) for pattern in self.says)
-        return says and not any(pattern.search(text) for pattern in self.never)
+    @property
+    def dimension(self):
+        return min(quantity.dimension for quantity in self.values) if self.values else None
 
-
-def plain(text):
-    """A text in small letters, numbers as digits, one sentence a line, no other punctuation."""
-    text = text.casefold()
-    for pattern, replacement in SPELLINGS:
-        text = re.sub(pattern, replacement, text)
-    return text.strip()
+    def allows(self, quantity):
+        amounts = frozenset().union(*(value.amounts for value in self.values))
+        return quantity.amounts <= loosely(amounts)
 
 
-def load(path, tickets):
-    """The checklist of a TOML file for rows of `tickets`: a list of (Ticket, list of Fact).
+def loosely(amounts):
+    """With days for working days as well: who says so is not exact, but does not contradict."""
+    return amounts | {("time", n * 86400) for measure, n in amounts if measure == "working days"}
 
-    The head of data/facts_test.toml explains the format. Raises KitError, with file and row, if
-    the file cannot be read, if a row's line and opening words are not those of a ticket, or if a
-    fact is incomplete or a pattern of it is no regular expression.
+
+def amounts_of(text):
+    return frozenset().union(*(quantity.amounts for quantity in quantities(text)))
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """`verdicts` has one of VERDICTS for each wanted fact; `false` has a pair for each false
+    statement of the reply: its words in plain form, and what the policy says instead.
+    """
+
+    verdicts: dict
+    false: tuple
+
+    def count(self, verdict):
+        """(how many wanted facts have this verdict, how many are wanted)."""
+        return list(self.verdicts.values()).count(verdict), len(self.verdicts)
+
+
+def load(path):
+    """The facts of a TOML file, by their ids. The head of data/facts.toml explains the format.
+
+    Raises KitError, with file and id, if the file cannot be read, or if a fact is incomplete or a
+    pattern of it is no regular expression.
     """
     path = Path(path)
     try:
@@ -77,34 +81,39 @@ def load(path, tickets):
         raise KitError(f"{path} cannot be read: {error.strerror}.") from None
     except ValueError as error:  # not TOML, or not UTF-8
         raise KitError(f"{path} is not a TOML file: {error}.") from None
-    by_line = {int(ticket.where.rpartition(":")[2]): ticket for ticket in tickets}
-    checklist = []
-    for row in book.get("row", []):
-        try:
-            ticket = by_line.get(row["line"])
-            if ticket is None or not ticket.ticket.startswith(row["opening"]):
-                raise ValueError(f"no ticket on that line opens with {row['opening']!r}")
-            facts = [read_fact(entry, book.get("words", {})) for entry in row["facts"]]
-        except (KeyError, ValueError) as error:
-            problem = f"{error} is missing" if isinstance(error, KeyError) else error
-            raise KitError(f"{path.name}, row of line {row.get('line')}: {problem}.") from None
-        checklist.append((ticket, facts))
-    if not checklist:
-        raise KitError(f"{path} has no [[row]].")
-    return checklist
+    words, facts = book.pop("words", {}), {}
+    for category, entries in book.items():
+        for name, entry in entries.items():
+            try:
+                facts[f"{category}.{name}"] = read_fact(entry, words)
+            except (KeyError, ValueError) as error:
+                problem = f"{error} is missing" if isinstance(error, KeyError) else error
+                raise KitError(f"{path.name}, {category}.{name}: {problem}.") from None
+    if not facts:
+        raise KitError(f"{path} has no fact.")
+    return facts
 
 
 def read_fact(entry, words):
     """A Fact from its table; ValueError or KeyError says what is wrong with it."""
 
-    def compiled(key):
-        if not isinstance(entry[key], list):
+    def compiled(texts, key):
+        if not isinstance(texts, list):
             raise ValueError(f"{key!r} is not a list")
-        return tuple(compile_pattern(pattern, words) for pattern in entry[key])
+        return tuple(compile_pattern(pattern, words) for pattern in texts)
 
     if not entry["says"]:  # it would take every reply for right
         raise ValueError("'says' is empty")
-    return Fact(entry["fact"], compiled("says"), compiled("never"))
+    values = frozenset()
+    for value in entry.get("value", []):
+        found = quantities(plain(value))
+        if not found:
+            raise ValueError(f"{value!r} is no number with a unit")
+        values |= set(found)
+    patterns = {key: compiled(entry[key], key) for key in ("says", "never")}
+    about = compiled(entry.get("about", []), "about")
+    told = amounts_of(plain(entry["fact"]))
+    return Fact(entry["fact"], **patterns, about=about, values=values, told=told)
 
 
 def compile_pattern(pattern, words):
@@ -133,9 +142,94 @@ def compile_pattern(pattern, words):
         raise ValueError(f"{pattern!r} is no regular expression ({error})") from None
 
 
-def facts_right(reply, facts):
-    """(right, total): how many of a row's facts its reply gets right, of how many.
+def judge(reply, ticket, book):
+    """The Judgement of a reply to a Ticket by the facts of `book` (see `load`)."""
+    unknown = [name for name in ticket.facts if name not in book]
+    if unknown:
+        raise KitError(f"{ticket.where}: no fact is called {unknown[0]!r}.")
+    text = plain(reply)
+    against = {}  # words of the reply by the fact they contradict
+    for name, fact in book.items():
+        for pattern in fact.never:
+            if match := pattern.search(text):
+                against.setdefault(name, match[0])
+    invented = misplaced(reply, ticket, book, against)
+    promise = PROMISE.search(text)
+    verdicts = {}
+    for name in ticket.facts:
+        if name in against:
+            verdicts[name] = "false"
+        elif all(pattern.search(text) for pattern in book[name].says):
+            verdicts[name] = "right"
+        else:
+            verdicts[name] = "evasive" if promise else "silent"
+    false = [(words, book[name].fact) for name, words in against.items()]
+    return Judgement(verdicts, tuple(false + invented))
 
-    A label in front of the reply does no harm.
+
+def misplaced(reply, ticket, book, against):
+    """The quantities of a reply that its policy does not know, as pairs; those that stand where
+    the policy has another are added to `against`.
     """
-    return sum(fact.is_right(reply) for fact in facts), len(facts)
+    known = loosely(frozenset().union(*(fact.told for fact in book.values())))
+    asked = plain(re.sub(r"(\d),(\d\d)\b", r"\1.\2", ticket.ticket))
+    told = amounts_of(asked)
+    loose = numbers(asked)
+    rest = []
+    for line in plain(reply, commas=True).split("\n"):
+        for quantity in quantities(line):
+            words = line[quantity.start : quantity.end]
+            new = quantity.amounts - told
+            if quantity.dimension != "length":  # 39 on its own may be euros, not hours
+                new = {(measure, n) for measure, n in new if n not in loose}
+            if not new:
+                continue
+            names = topic(quantity, line, ticket.facts, book)
+            past = re.match(r" (ago|old)\b", line[quantity.end :])
+            if names and not past and not any(book[name].allows(quantity) for name in names):
+                for name in names:
+                    against.setdefault(name, words)
+            elif not new <= known and not DENIED.search(line[: quantity.start]):
+                rest.append((words, stated(ticket, book)))
+    return rest
+
+
+def topic(quantity, line, wanted, book):
+    """The facts that a quantity of a sentence speaks of, by their names.
+
+    It is the topic named nearest to it in its clause, or else the last one before, or else the
+    first one after; without any, the wanted facts that have such a quantity.
+    """
+    cuts = [0, *(cut.end() for cut in CLAUSE.finditer(line)), len(line) + 1]
+    begin = max(cut for cut in cuts if cut <= quantity.start)
+    end = min(cut for cut in cuts if cut > quantity.start)
+    distances = {}
+    for name, fact in book.items():
+        if fact.dimension != quantity.dimension:
+            continue
+        for pattern in fact.about:
+            for match in pattern.finditer(line):
+                # what stands after it counts double: the warranty of 3 years | a repair
+                gap = max(quantity.start - match.end(), 2 * (match.start() - quantity.end), 0)
+                outside = match.start() < begin, match.start() >= end
+                place = (any(outside), outside[1], gap)
+                distances[name] = min(place, distances.get(name, place))
+    if not distances:
+        return [name for name in wanted if book[name].dimension == quantity.dimension]
+    nearest = [name for name in distances if distances[name] == min(distances.values())]
+    return [name for name in nearest if name in wanted] or nearest
+
+
+def stated(ticket, book):
+    """What the policy says on the categories of the wanted facts, or on the ticket's own."""
+    names = {name.partition(".")[0] for name in ticket.facts} or {ticket.category}
+    facts = [fact.fact for name, fact in book.items() if name.partition(".")[0] in names]
+    return " ".join(dict.fromkeys(facts))
+
+
+def section(policy, category):
+    """The facts of a category in the text of a policy such as data/policy.md, as it lists them."""
+    found = re.search(rf"^### {re.escape(category)}\n(.+?)(?=^#|\Z)", policy, re.M | re.S)
+    if found is None:
+        raise KitError(f"The policy has no section {category!r}.")
+    return found[1].strip()

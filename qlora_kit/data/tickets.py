@@ -25,13 +25,15 @@ REPLY_REQUEST = "Answer the ticket."
 
 @dataclass(frozen=True)
 class Ticket:
-    """One row. `where` is its file and line, for messages."""
+    """One row. `where` is its file and line, for messages; `facts` are the names of those that
+    its reply must state (see `qlora_kit.data.facts`)."""
 
     ticket: str
     category: str
     priority: str
     reply: str
     where: str
+    facts: tuple[str, ...] = ()
 
     @property
     def label(self):
@@ -53,12 +55,14 @@ def prompt(text, request=LABEL_REQUEST):
     return [{"role": "system", "content": request}, {"role": "user", "content": text}]
 
 
-def load(path, categories=CATEGORIES, tokenizer=None, max_length=512):
+def load(path, categories=CATEGORIES, tokenizer=None, max_length=512, facts=None):
     """The good rows of a JSON Lines file as Tickets; each bad one is printed, with its line.
 
     A row is an object with the text fields ticket, category (one of `categories`), priority (one
-    of PRIORITIES) and reply. With a `tokenizer`, a row whose longest example has more than
-    `max_length` tokens is left out as well: the trainer would cut or drop it without a word.
+    of PRIORITIES) and reply; a field `facts` with a list of names is optional, and if the known
+    `facts` are given, it may name no other. With a `tokenizer`, a row whose longest example has
+    more than `max_length` tokens is left out as well: the trainer would cut or drop it without a
+    word.
     Raises KitError if the file cannot be read or no row of it is good.
     """
     path = Path(path)
@@ -72,7 +76,7 @@ def load(path, categories=CATEGORIES, tokenizer=None, max_length=512):
             continue
         where = f"{path.name}:{number}"
         try:
-            ticket = Ticket(**check(line, categories), where=where)
+            ticket = Ticket(**check(line, categories, facts), where=where)
             first = seen.setdefault(ticket.ticket.casefold(), where)
             if first != where:
                 raise ValueError(f"the same ticket stands at {first} already")
@@ -90,8 +94,8 @@ def load(path, categories=CATEGORIES, tokenizer=None, max_length=512):
     return tickets
 
 
-def check(line, categories):
-    """The four fields of one line; ValueError says what is wrong with it."""
+def check(line, categories, known=None):
+    """The fields of one line; ValueError says what is wrong with it."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -110,7 +114,20 @@ def check(line, categories):
     for field, allowed in (("category", categories), ("priority", PRIORITIES)):
         if row[field] not in allowed:
             raise ValueError(f"unknown {field} {row[field]!r}; known are {', '.join(allowed)}")
-    return {field: row[field].strip() for field in FIELDS}
+    return {field: row[field].strip() for field in FIELDS} | {"facts": check_facts(row, known)}
+
+
+def check_facts(row, known):
+    """The names of a row's facts, none if it has no such field."""
+    names = row.get("facts", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("the field 'facts' is not a list of texts")
+    for name in names:
+        if known is not None and name not in known:
+            raise ValueError(f"unknown fact {name!r}")
+    if len(set(names)) < len(names):
+        raise ValueError("the field 'facts' names a fact twice")
+    return tuple(names)
 
 
 def check_length(ticket, tokenizer, max_length):

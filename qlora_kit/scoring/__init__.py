@@ -10,11 +10,13 @@ from qlora_kit.scoring.intervals import Estimate, clustered, proportion, ratio
 from qlora_kit.scoring.metrics import (
     LABEL_TOKENS,
     REPLY_TOKENS,
+    Reply,
     category,
     correct,
+    fact_scores,
+    judge_replies,
     label_scores,
     score,
-    score_facts,
 )
 from qlora_kit.scoring.paired import compare
 
@@ -23,16 +25,18 @@ __all__ = [
     "REPLY_TOKENS",
     "Answer",
     "Estimate",
+    "Reply",
     "category",
     "clustered",
     "compare",
     "completion_nll",
     "correct",
+    "fact_scores",
     "generate_answers",
+    "judge_replies",
     "label_scores",
     "most_likely_labels",
     "proportion",
     "ratio",
     "score",
-    "score_facts",
 ]

@@ -1,9 +1,10 @@
 """What answers to held-out tickets are worth."""
 
 import math
+from typing import NamedTuple
 
 from qlora_kit.data import facts
-from qlora_kit.data.tickets import REPLY_REQUEST, prompt
+from qlora_kit.data.tickets import REPLY_REQUEST, Ticket, prompt
 from qlora_kit.scoring.generation import completion_nll, generate_answers
 from qlora_kit.scoring.intervals import Estimate, clustered, proportion, ratio
 
@@ -34,36 +35,59 @@ def label_scores(tickets, texts):
     return {name: proportion(right) for name, right in correct(tickets, texts).items()}
 
 
-def score(model, tokenizer, tickets, checklist=None):
-    """What a model's answers to held-out tickets are worth, and the labels that it gave.
+def score(model, tokenizer, tickets, book=None):
+    """What a model's answers to held-out tickets are worth: (scores, answers, replies).
 
-    Returns (scores, answers). The scores are Estimates: those of `label_scores`;
-    `stops_by_itself`, the proportion of labels that end with the stop token; `facts_right`, the
-    proportion of the facts of `checklist` (see `facts.load`) that the replies state, None where it
-    covers none of the tickets; `perplexity` of the reference answers, label and reply, to every
+    The scores are Estimates: those of `label_scores`; `stops_by_itself`, the proportion of labels
+    that end with the stop token; those of `fact_scores`, if `book` (see `facts.load`) is given and
+    a ticket names facts of it; `perplexity` of the reference answers, label and reply, to every
     fourth ticket (to read all would take a third of the training's time): exp of the mean nats a
-    token.
+    token. The answers are the labels given, the replies those of `judge_replies`.
     """
     answers = generate_answers(model, tokenizer, [prompt(t.ticket) for t in tickets], LABEL_TOKENS)
     examples = [ticket.example(with_reply=True) for ticket in tickets[::4]]
     nats = ratio(completion_nll(model, tokenizer, examples))
+    replies = judge_replies(model, tokenizer, tickets, book)
     scores = label_scores(tickets, [a.text for a in answers])
     scores["stops_by_itself"] = proportion([a.stopped for a in answers])
-    scores["facts_right"] = score_facts(model, tokenizer, tickets, checklist)
+    scores |= fact_scores(replies)
     scores["perplexity"] = Estimate(*map(math.exp, nats))
-    return scores, answers
+    return scores, answers, replies
 
 
-def score_facts(model, tokenizer, tickets, checklist):
-    """The proportion of policy facts that the replies state, over the rows of the checklist."""
-    rows = [(ticket, wanted) for ticket, wanted in checklist or () if ticket in tickets]
-    if not rows:
-        return None
-    prompts = [prompt(ticket.ticket, REPLY_REQUEST) for ticket, _ in rows]
-    replies = generate_answers(model, tokenizer, prompts, REPLY_TOKENS)
-    return clustered(
-        [
-            facts.facts_right(reply.text, wanted)
-            for reply, (_, wanted) in zip(replies, rows, strict=True)
-        ]
-    )
+class Reply(NamedTuple):
+    """A reply that a model gave, and what the policy says about it."""
+
+    ticket: Ticket
+    text: str
+    judgement: facts.Judgement
+
+
+def judge_replies(model, tokenizer, tickets, book):
+    """A Reply to each ticket that names facts of `book`; none without a book."""
+    asked = [ticket for ticket in tickets if ticket.facts] if book else []
+    if not asked:
+        return []
+    prompts = [prompt(ticket.ticket, REPLY_REQUEST) for ticket in asked]
+    texts = [a.text for a in generate_answers(model, tokenizer, prompts, REPLY_TOKENS)]
+    return [
+        Reply(ticket, text, facts.judge(text, ticket, book))
+        for ticket, text in zip(asked, texts, strict=True)
+    ]
+
+
+def fact_scores(replies):
+    """What replies are worth, as Estimates; nothing if there are none.
+
+    `facts_right` and `facts_evasive`: the proportions of the wanted facts that are stated, and of
+    those that are left to a colleague. `facts_false`: the proportion of the replies that hold a
+    false statement, about whatever it is.
+    """
+    if not replies:
+        return {}
+    judged = [reply.judgement for reply in replies]
+    return {
+        "facts_right": clustered([judgement.count("right") for judgement in judged]),
+        "facts_false": proportion([bool(judgement.false) for judgement in judged]),
+        "facts_evasive": clustered([judgement.count("evasive") for judgement in judged]),
+    }
