@@ -42,6 +42,7 @@ def parser():
         "train",
         "fine-tune a model and print its scores before and after (this is notebook 06)",
         "train",
+        "train --long",
         "train --profile gemma-3-270m --rank 8",
         "train --data my_tickets --categories bug,praise",
     )
@@ -53,6 +54,11 @@ def parser():
         "tickets_test.jsonl",
     )
     train.add_argument("--categories", metavar="a,b,...", help="the categories of your own tickets")
+    train.add_argument(
+        "--long",
+        action="store_true",
+        help="train on all tickets: some three times as long, for better answers",
+    )
     for option, kind, text in (
         ("--rank", int, "size of the adapter's matrices"),
         ("--alpha", int, "the adapter's output is multiplied by alpha / rank"),
@@ -62,6 +68,9 @@ def parser():
     ):
         name = "N" if kind is int else "RATE"
         train.add_argument(option, type=kind, metavar=name, help=text + " (default: the profile's)")
+    train.add_argument(
+        "--targets", metavar="q_proj,k_proj,...", help="adapted matrices (default: all seven)"
+    )
     train.add_argument(
         "--seed", type=int, metavar="N", help="fixes the random choices (default: the notebook's)"
     )

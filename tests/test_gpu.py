@@ -164,7 +164,7 @@ def test_five_steps_of_the_trainer_lower_the_loss(folder, tokenizer, device, tmp
             report_to="none",
             **quirks.checkpointing(True),
         ),
-        train_dataset=Dataset.from_list(tickets.examples(ROWS[:8], reply_every=4)),
+        train_dataset=Dataset.from_list(tickets.examples(ROWS[:8], 3, 5)),
         processing_class=tokenizer,
         peft_config=lora(),
     )

@@ -1,5 +1,6 @@
 """The data and its loader."""
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -79,8 +80,23 @@ def test_an_example_holds_the_label_and_on_request_the_reply(tmp_path):
     assert without["completion"][0]["content"] == "repair, normal"
     assert with_reply["completion"][0]["content"] == "repair, normal\nSorry."
     assert without["prompt"] != with_reply["prompt"]
-    made = tickets.examples([row] * 4, reply_every=2)
-    assert [example == with_reply for example in made] == [True, False, True, False]
+
+
+def test_what_a_ticket_teaches_depends_on_what_its_reply_says(tmp_path):
+    [own] = load(tmp_path, GOOD)
+    taught = {}
+    for facts in (None, ("repair.warranty",), ()):
+        rows = [dataclasses.replace(own, facts=facts)] * 4
+        taught[facts] = [
+            "with reply" if example == own.example(with_reply=True) else "label"
+            for example in tickets.examples(rows, label_every=2, promise_every=3)
+        ]
+    both = ["with reply", "label", "with reply"] * 2
+    assert taught == {
+        None: both,
+        ("repair.warranty",): both,
+        (): ["with reply", "label", "label", "with reply"],
+    }
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +108,8 @@ def sets():
 def test_the_sets_have_their_sizes_and_every_row_is_good(sets):
     assert {name: len(rows) for name, rows in sets.items()} == {
         "train": 2000,
-        "dev": 60,
-        "test": 200,
+        "dev": 260,
+        "test": 240,
     }
 
 

@@ -23,7 +23,7 @@ from qlora_kit.training import monitor, quirks
 
 @pytest.fixture
 def examples():
-    return tickets.examples(tickets.load(DATA / "tickets_dev.jsonl")[:8], reply_every=4)
+    return tickets.examples(tickets.load(DATA / "tickets_dev.jsonl")[:8], label_every=3, promise_every=5)
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def make_trainer(run, pause=0):
             seed=1,
             **quirks.checkpointing(False),
         ),
-        train_dataset=Dataset.from_list(tickets.examples(rows, reply_every=4)),
+        train_dataset=Dataset.from_list(tickets.examples(rows, 3, 5)),
         processing_class=tokenizer,
         peft_config=LoraConfig(
             r=4, lora_dropout=0.2, target_modules="all-linear", task_type="CAUSAL_LM"

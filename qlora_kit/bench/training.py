@@ -122,8 +122,8 @@ def train(name, profile, rows):
     counts = [entry["num_tokens"] for entry in trainer.state.log_history if "num_tokens" in entry]
     labels = [label for row in trainer.train_dataset["labels"] for label in row]
     tokens, learnt = int(counts[-1]), sum(label != -100 for label in labels)
-    dev = tickets.load(DATA / "tickets_dev.jsonl")
-    examples = tickets.examples(dev, profile.recipe.reply_every)
+    dev = tickets.load(DATA / "tickets_dev.jsonl")[:60]
+    examples = [ticket.example(with_reply=True) for ticket in dev]
     nats = scoring.completion_nll(model, tokenizer, examples)
     dtypes = models.pick_dtypes()
     dtype = dtypes.model if name == "lora" else dtypes.compute
@@ -159,12 +159,13 @@ def load(name, profile):
 
 
 def make_trainer(name, profile, model, tokenizer, rows, folder):
-    """A trainer of one epoch over the first `rows` examples, by the recipe of that name."""
+    """A trainer of one epoch over `rows` examples, by the recipe of that name."""
     recipe = profile.recipe
     train = tickets.load(
         DATA / "tickets_train.jsonl", tokenizer=tokenizer, max_length=recipe.max_length
     )
-    examples = tickets.examples(random.Random(SEED).sample(train, rows), recipe.reply_every)
+    chosen = random.Random(SEED).sample(train, rows)
+    examples = tickets.examples(chosen, recipe.label_every, recipe.promise_every)[:rows]
     if name == "defaults":
         arguments, dropout = library_arguments(), 0.05
     else:

@@ -17,7 +17,7 @@ from qlora_kit.errors import KitError
 from qlora_kit.paths import DATA, NOTEBOOKS, ROOT
 
 # The numbers of a profile's recipe that `train` and notebook 06's parameters can replace.
-RECIPE = ("rank", "alpha", "learning_rate", "rows", "epochs")
+RECIPE = ("rank", "alpha", "targets", "learning_rate", "rows", "epochs")
 
 
 def choose_profile(arguments):
@@ -75,6 +75,10 @@ def given_settings(arguments):
         values["data_dir"] = notebooks.tickets_folder(arguments.data)
     if arguments.categories:
         values["categories"] = notebooks.categories_in(arguments.categories)
+    if arguments.targets:
+        values["targets"] = [name.strip() for name in arguments.targets.split(",")]
+    if arguments.long:
+        values["long"] = True
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -110,8 +114,9 @@ def check_categories(values):
 
 def with_own_recipe(profile, values):
     """The profile with those numbers of its recipe that `values` gives, as notebook 06 makes it."""
+    recipe = profile.long if values.get("long") else profile.recipe
     own = {name: values[name] for name in RECIPE if values.get(name) is not None}
-    return replace(profile, recipe=replace(profile.recipe, **own))
+    return replace(profile, recipe=replace(recipe, **own))
 
 
 def training_settings(notebook, profile, values=None):

@@ -144,7 +144,8 @@ def compile_pattern(pattern, words):
 
 def judge(reply, ticket, book):
     """The Judgement of a reply to a Ticket by the facts of `book` (see `load`)."""
-    unknown = [name for name in ticket.facts if name not in book]
+    wanted = ticket.facts or ()
+    unknown = [name for name in wanted if name not in book]
     if unknown:
         raise KitError(f"{ticket.where}: no fact is called {unknown[0]!r}.")
     text = plain(reply)
@@ -156,7 +157,7 @@ def judge(reply, ticket, book):
     invented = misplaced(reply, ticket, book, against)
     promise = PROMISE.search(text)
     verdicts = {}
-    for name in ticket.facts:
+    for name in wanted:
         if name in against:
             verdicts[name] = "false"
         elif all(pattern.search(text) for pattern in book[name].says):
@@ -173,7 +174,7 @@ def misplaced(reply, ticket, book, against):
     """
     known = loosely(frozenset().union(*(fact.told for fact in book.values())))
     asked = plain(re.sub(r"(\d),(\d\d)\b", r"\1.\2", ticket.ticket))
-    told = amounts_of(asked)
+    told = loosely(amounts_of(asked))
     loose = numbers(asked)
     rest = []
     for line in plain(reply, commas=True).split("\n"):
@@ -184,13 +185,14 @@ def misplaced(reply, ticket, book, against):
                 new = {(measure, n) for measure, n in new if n not in loose}
             if not new:
                 continue
-            names = topic(quantity, line, ticket.facts, book)
+            names = topic(quantity, line, ticket.facts or (), book)
             past = re.match(r" (ago|old)\b", line[quantity.end :])
             if names and not past and not any(book[name].allows(quantity) for name in names):
                 for name in names:
                     against.setdefault(name, words)
             elif not new <= known and not DENIED.search(line[: quantity.start]):
-                rest.append((words, stated(ticket, book)))
+                if not any(words in others for others in against.values()):
+                    rest.append((words, stated(ticket, quantity.dimension, book)))
     return rest
 
 
@@ -220,11 +222,15 @@ def topic(quantity, line, wanted, book):
     return [name for name in nearest if name in wanted] or nearest
 
 
-def stated(ticket, book):
-    """What the policy says on the categories of the wanted facts, or on the ticket's own."""
-    names = {name.partition(".")[0] for name in ticket.facts} or {ticket.category}
-    facts = [fact.fact for name, fact in book.items() if name.partition(".")[0] in names]
-    return " ".join(dict.fromkeys(facts))
+def stated(ticket, dimension, book):
+    """What the policy says on a ticket: the sentences of the wanted facts, of those with such a
+    number if there are any; if no fact is wanted, all sentences of the ticket's category.
+    """
+    wanted = [book[name] for name in ticket.facts or ()]
+    if not wanted:
+        wanted = [fact for name, fact in book.items() if name.startswith(f"{ticket.category}.")]
+    facts = [fact for fact in wanted if fact.dimension == dimension] or wanted
+    return " ".join(dict.fromkeys(fact.fact for fact in facts))
 
 
 def section(policy, category):

@@ -29,6 +29,7 @@ SPELLINGS = (
     (r"\b([ap])\.m\b\.?", r"\1m"),
     (r"(?<=\d) ?[-\u2013] ?(?=\d)", " to "),
     (r"(?<=\d), ?(?=\d)", " or "),  # 3, 6 or 12
+    (r"[()\u2014]| \u2013 | - |:(?!\d)", ","),
     (r"[!?;]|\.(?!\d)", "\n"),  # one sentence a line; the dot of 2.4 stays
     (r"[^\w.,\n]|_", " "),
     (r"(\d)(?!st\b|nd\b|rd\b|th\b)([a-z])", r"\1 \2"),  # 24h
@@ -123,15 +124,13 @@ def quantities(text):
         for match in re.finditer(rf"\b(?:{words})", text):
             found.append(Quantity(match.start(), match.end(), frozenset([amount])))
     for match in re.finditer(rf"\b(?:version|release) ({NUMBER})", text):
-        found.append(
-            Quantity(match.start(), match.end(), frozenset([("version", float(match[1]))]))
-        )
+        amount = "version", float(match[1])
+        found.append(Quantity(match.start(), match.end(), frozenset([amount])))
     for match in re.finditer(
         rf"\b(?:steps|increments|intervals) of ({NUMBER})(?= (?!degrees?)|$)", text, re.MULTILINE
     ):
-        found.append(
-            Quantity(match.start(), match.end(), frozenset([("degrees", float(match[1]))]))
-        )
+        amount = "degrees", float(match[1])
+        found.append(Quantity(match.start(), match.end(), frozenset([amount])))
     return sorted(found, key=lambda quantity: quantity.start)
 
 

@@ -5,6 +5,8 @@ import os
 
 from qlora_kit.paths import DATA
 
+TRAININGS = DATA / "trainings.jsonl"
+
 
 def measured(name, key, measure, possible):
     """`measure()` if `possible`, else what data/<name>.json holds under `key`.
@@ -19,3 +21,13 @@ def measured(name, key, measure, possible):
         if os.environ.get("QLORA_KIT_STORE") == "1":
             file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return results[key]
+
+
+def trainings(profile, rows=None):
+    """The reports of stored trainings of a profile by notebook 06, on `rows` tickets or on any
+    number: a list of dictionaries, the fewest rows first. data/trainings.py makes them.
+    """
+    lines = TRAININGS.read_text(encoding="utf-8").splitlines() if TRAININGS.exists() else []
+    reports = [report for report in map(json.loads, lines) if report["profile"] == profile]
+    wanted = [r for r in reports if rows in (None, r["settings"]["rows"])]
+    return sorted(wanted, key=lambda report: (report["settings"]["rows"], report["seed"]))

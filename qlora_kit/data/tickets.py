@@ -26,14 +26,14 @@ REPLY_REQUEST = "Answer the ticket."
 @dataclass(frozen=True)
 class Ticket:
     """One row. `where` is its file and line, for messages; `facts` are the names of those that
-    its reply must state (see `qlora_kit.data.facts`)."""
+    its reply must state (see `qlora_kit.data.facts`), None where the row does not say."""
 
     ticket: str
     category: str
     priority: str
     reply: str
     where: str
-    facts: tuple[str, ...] = ()
+    facts: tuple[str, ...] | None = None
 
     @property
     def label(self):
@@ -118,8 +118,10 @@ def check(line, categories, known=None):
 
 
 def check_facts(row, known):
-    """The names of a row's facts, none if it has no such field."""
-    names = row.get("facts", [])
+    """The names of a row's facts, None if it has no such field."""
+    if "facts" not in row:
+        return None
+    names = row["facts"]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("the field 'facts' is not a list of texts")
     for name in names:
@@ -138,6 +140,23 @@ def check_length(ticket, tokenizer, max_length):
         raise ValueError(f"{length} tokens are too long; at most {max_length} fit")
 
 
-def examples(tickets, reply_every):
-    """Training examples: every ticket with its label, every `reply_every`-th with its reply too."""
-    return [ticket.example(i % reply_every == 0) for i, ticket in enumerate(tickets)]
+def examples(tickets, label_every, promise_every):
+    """Training examples of tickets, by what their replies are worth.
+
+    A ticket whose reply states a fact teaches label and reply; every `label_every`-th of them
+    teaches the label alone as well. A reply without a fact only promises that somebody will look
+    into it, and a model that reads many of these says little else: such a ticket teaches its label,
+    and only every `promise_every`-th of them label and reply. Tickets of one's own, which name no
+    facts, count as the first kind.
+    """
+    made, factual, others = [], 0, 0
+    for ticket in tickets:
+        if ticket.facts == ():
+            made.append(ticket.example(with_reply=others % promise_every == 0))
+            others += 1
+        else:
+            made.append(ticket.example(with_reply=True))
+            if factual % label_every == 0:
+                made.append(ticket.example())
+            factual += 1
+    return made

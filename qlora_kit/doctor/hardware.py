@@ -153,6 +153,7 @@ def setup(recipe, dtypes):
         batch=recipe.batch,
         seq=recipe.max_length,
         rank=recipe.rank,
+        targets=recipe.targets,
         dropout=recipe.dropout,
         optimizer=recipe.optimizer,
         checkpointing=recipe.checkpointing,

@@ -71,11 +71,42 @@ def label_mask(pieces, labels, ignored=-100, width=100):
 
 @styled
 def loss_curve(history):
-    """Training loss against optimizer steps, from a trainer's `state.log_history`."""
-    points = [(entry["step"], float(entry["loss"])) for entry in history if "loss" in entry]
+    """Training loss and dev loss against optimizer steps, from a trainer's `state.log_history`."""
     figure, axes = plt.subplots(figsize=(8, 3.2))
-    axes.plot(*zip(*points, strict=True), color=BLUE, marker="o", markersize=3)
-    axes.set(xlabel="optimizer step", ylabel="training loss (nats a token)", ylim=(0, None))
+    for key, name, colour, marker in (
+        ("loss", "training rows", BLUE, "o"),
+        ("eval_loss", "dev rows, never trained on", ORANGE, "s"),
+    ):
+        points = [(entry["step"], float(entry[key])) for entry in history if key in entry]
+        axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=4, label=name)
+    axes.set(xlabel="optimizer step", ylabel="loss (nats a token)", ylim=(0, None))
+    axes.legend(frameon=False)
+    return figure
+
+
+@styled
+def rows_and_scores(trainings, classifier, here):
+    """What more rows buy: scores of stored trainings, of the classifier, and of the run at hand.
+
+    `trainings` are reports of `stored.trainings`, a dot each. `classifier` maps numbers of rows to
+    its label scores (see `scoring.label_scores`), `here` is (rows, label scores) of this run.
+    """
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
+    names = {"category_accuracy": "category right", "exact_match": "category and priority right"}
+    for axes, (key, name) in zip(panels, names.items(), strict=True):
+        counts = sorted(classifier)
+        line = [classifier[count][key].value for count in counts]
+        axes.plot(counts, line, color=GREY, marker="s", markersize=4, label="classifier")
+        rows = [report["settings"]["rows"] for report in trainings]
+        values = [report["after"][key] for report in trainings]
+        axes.plot(rows, values, "o", color=BLUE, alpha=0.6, label="QLoRA, a dot a seed")
+        axes.plot(here[0], here[1][key].value, "*", color=ORANGE, markersize=13, label="this run")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(counts, [f"{count:,}" for count in counts])
+        axes.minorticks_off()
+        axes.set(title=name, xlabel="training tickets", ylim=(0, 1))
+        axes.yaxis.set_major_formatter("{x:.0%}")
+    panels[0].legend(frameon=False, loc="lower right")
     return figure
 
 

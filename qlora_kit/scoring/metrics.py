@@ -35,19 +35,19 @@ def label_scores(tickets, texts):
     return {name: proportion(right) for name, right in correct(tickets, texts).items()}
 
 
-def score(model, tokenizer, tickets, book=None):
+def score(model, tokenizer, tickets, book=None, answered=None):
     """What a model's answers to held-out tickets are worth: (scores, answers, replies).
 
     The scores are Estimates: those of `label_scores`; `stops_by_itself`, the proportion of labels
     that end with the stop token; those of `fact_scores`, if `book` (see `facts.load`) is given and
     a ticket names facts of it; `perplexity` of the reference answers, label and reply, to every
     fourth ticket (to read all would take a third of the training's time): exp of the mean nats a
-    token. The answers are the labels given, the replies those of `judge_replies`.
+    token. The answers are the labels given, the replies those of `judge_replies`, with `answered`.
     """
     answers = generate_answers(model, tokenizer, [prompt(t.ticket) for t in tickets], LABEL_TOKENS)
     examples = [ticket.example(with_reply=True) for ticket in tickets[::4]]
     nats = ratio(completion_nll(model, tokenizer, examples))
-    replies = judge_replies(model, tokenizer, tickets, book)
+    replies = judge_replies(model, tokenizer, tickets, book, answered)
     scores = label_scores(tickets, [a.text for a in answers])
     scores["stops_by_itself"] = proportion([a.stopped for a in answers])
     scores |= fact_scores(replies)
@@ -63,9 +63,10 @@ class Reply(NamedTuple):
     judgement: facts.Judgement
 
 
-def judge_replies(model, tokenizer, tickets, book):
-    """A Reply to each ticket that names facts of `book`; none without a book."""
-    asked = [ticket for ticket in tickets if ticket.facts] if book else []
+def judge_replies(model, tokenizer, tickets, book, answered=None):
+    """A Reply to each ticket that names facts of `book`, or to the first `answered` of them; none
+    without a book."""
+    asked = [ticket for ticket in tickets if ticket.facts][:answered] if book else []
     if not asked:
         return []
     prompts = [prompt(ticket.ticket, REPLY_REQUEST) for ticket in asked]
