@@ -30,7 +30,7 @@ def ends(axes, row):
 
 
 def test_each_term_has_a_colour_of_its_own():
-    assert set(figures.COLOURS) == {*memory.TERMS, figures.GAPS}
+    assert set(figures.COLOURS) == {*memory.TERMS, figures.GAPS, figures.SCRATCH}
     assert len(set(figures.COLOURS.values())) == len(figures.COLOURS)
 
 
@@ -70,10 +70,16 @@ def test_only_as_much_is_paged_out_as_does_not_fit_and_never_more_than_the_state
     assert {y for x, y in stays.get_paths()[0].vertices if x == 0} == {200}  # none stays
 
 
-def test_every_method_has_a_row_with_all_its_points():
-    [axes] = figures.said_and_measured({"a": [1.0, 0.5], "b": [2.0]}).axes
-    assert [list(line.get_xdata()) for line in axes.lines[:2]] == [[1.0, 0.5], [2.0]]
-    assert [list(line.get_ydata()) for line in axes.lines[:2]] == [[0, 0], [1]]
+def test_errors_are_drawn_in_per_cent_and_what_is_far_off_is_written():
+    errors = {"near": [1.01, 0.98], "far": [0.5, 0.25]}
+    [axes] = figures.said_and_measured(errors).axes
+    assert axes.lines[0].get_xdata() == pytest.approx([1, -2])
+    assert list(axes.lines[0].get_ydata()) == [0, 0]
+    low, high = axes.get_xlim()
+    assert (low, high) == pytest.approx((-2.5, 2.5)), "as wide as the errors that it is about"
+    [words] = axes.texts
+    assert words.get_text() == "\N{MINUS SIGN}75 % to \N{MINUS SIGN}50 %"
+    assert words.get_position()[1] == 1 and low < words.get_position()[0] < 0
 
 
 def test_a_peak_of_one_moment_is_not_lost_in_a_long_timeline():

@@ -46,15 +46,38 @@ def test_the_accountings_add_up_to_the_published_sums():
 
 def test_each_rung_of_the_ladder_is_lower_than_the_one_before():
     gib = [float(re.search(r"([\d.]+) GiB", line)[1]) for line in printed("ladder")]
-    assert len(gib) == 7
+    assert len(gib) == 8
     assert gib == sorted(gib, reverse=True)
-    assert max(a - b for a, b in itertools.pairwise(gib)) == gib[1] - gib[2]  # LoRA
+    saved = [a - b for a, b in itertools.pairwise(gib)]
+    assert max(saved) == saved[1], "LoRA"
+    halved = 2 * 6_738_415_616 / 2**30  # Llama 2 7B from float32 to 16 bits, which is not LoRA's
+    assert saved[2] == pytest.approx(halved, rel=0.15) and saved[1] > 7 * halved
+
+
+def test_the_scratch_space_of_adam_is_drawn_by_its_name():
+    bound = define("accountings", "ladder", "ladder-picture")
+    stacks, ladder = bound["stacks"], bound["ladder"]
+    for name, budget in ladder.items():
+        assert sum(stacks[name].values()) == budget.peak_allocated
+        assert ("Adam's scratch space" in stacks[name]) == (budget.moment == "step")
+    full = stacks["full fine-tuning"]
+    assert full["gradients"] == 4 * bound["parameters"]("Llama-2-7b-hf")
+    assert full["Adam's scratch space"] == full["gradients"]
 
 
 def test_the_text_says_what_the_cells_computed():
     gib = [float(re.search(r"([\d.]+) GiB", line)[1]) for line in printed("ladder")]
-    assert f"Double quantisation is {gib[3] - gib[4]:.1f} GiB" in TEXT
-    assert f"computes the logits in pieces, is {gib[4] - gib[5]:.1f} GiB" in TEXT
+    assert f"Double quantisation is {gib[4] - gib[5]:.1f} GiB" in TEXT
+    assert f"computes the logits in pieces, is {gib[5] - gib[6]:.1f} GiB" in TEXT
+    assert f"leaves {4 * 6_738_415_616 / 2**30:.0f} GiB of weights in float32" in TEXT
+    copies = re.search(r"GiB, (\d+) times", "\n".join(printed("xray-plain")))[1]
+    one, there = (
+        float(re.search(r, "\n".join(printed("xray-plain")))[1])
+        for r in (r"in float32, ([\d.]+) GiB", r"a T4 has ([\d.]+)")
+    )
+    assert copies == "3" and one < there < 2 * one
+    worst = re.search(r"([\d.]+)% at worst", "\n".join(printed("t4-errors")))[1]
+    assert float(worst) < 2
     low, high = (float(x) for x in re.findall(r"[\d.]+", printed("xray-tiled")[0])[:2])
     assert round(high / low) == 6 and "ends at a sixth of the other" in TEXT
     full, eight, paged, lora, lora_eight, lora_paged = (

@@ -12,6 +12,7 @@ from qlora_kit.figures.style import BLUE, GREEN, GREY, ORANGE, styled
 from qlora_kit.memory import GIB, MIB
 
 GAPS = "gaps and CUDA context"
+SCRATCH = "Adam's scratch space"
 COLOURS = {
     "quantised weights": BLUE,
     "quantisation constants": "#56B4E9",
@@ -20,6 +21,7 @@ COLOURS = {
     "optimizer": GREEN,
     "workspace": "#444444",
     "gradients": ORANGE,
+    SCRATCH: "#F5D08A",
     "checkpoints": "#CC79A7",
     "layer activations": "#D55E00",
     "logits and loss": GREY,
@@ -158,18 +160,29 @@ def paging(moments, limit):
 
 
 @styled
-def said_and_measured(errors):
-    """How far each method is from each measured peak: `errors` is {method: [said / measured]}."""
+def said_and_measured(errors, widest=0.05):
+    """How far each method is from each measured peak: `errors` is {method: [said / measured]}.
+
+    The axis is as wide as the errors of the methods that are never more than `widest` off; what
+    another one is off is written beside an arrow.
+    """
     figure, axes = plt.subplots(figsize=(8, 0.5 * len(errors) + 1.1))
+    off = {name: [100 * (value - 1) for value in values] for name, values in errors.items()}
+    shown = [x for values in off.values() for x in values if abs(x) <= 100 * widest]
+    limit = 1.25 * max(map(abs, shown))
     for row, (values, colour) in enumerate(
-        zip(errors.values(), (BLUE, ORANGE, GREEN, GREY), strict=False)
+        zip(off.values(), (BLUE, ORANGE, GREEN, GREY), strict=False)
     ):
-        axes.plot(values, [row] * len(values), "o", color=colour, alpha=0.7, markersize=7)
-    axes.axvline(1, color="black", linewidth=1)
-    axes.set_xscale("log", base=2)
-    ticks = [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8]
-    axes.set_xticks(ticks, ["1/8", "1/4", "1/2", "1", "2", "4", "8"])
-    axes.minorticks_off()
+        if max(map(abs, values)) <= 100 * widest:
+            axes.plot(values, [row] * len(values), "o", color=colour, alpha=0.7, markersize=7)
+            continue
+        to, side = (-limit, "left") if min(values) < 0 else (limit, "right")
+        axes.plot(0.97 * to, row, "<" if to < 0 else ">", color=colour, markersize=9)
+        words = f"{min(values):+.0f} % to {max(values):+.0f} %".replace("-", "\N{MINUS SIGN}")
+        axes.text(0.93 * to, row, words, ha=side, va="center", fontsize=10)
+    axes.axvline(0, color="black", linewidth=1)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:+g} %" if x else "0")
     axes.set_yticks(range(len(errors)), list(errors))
-    axes.set(xlabel="said / measured", ylim=(len(errors) - 0.5, -0.5), xlim=(1 / 10, 10))
+    axes.set(xlabel="said, beside what was measured", ylim=(len(errors) - 0.5, -0.5))
+    axes.set_xlim(-limit, limit)
     return figure
