@@ -69,8 +69,8 @@ STAGES = (
         "attach to a real model",
         "a real model in 4 bits with an adapter on it: every option alone, what preparing does, "
         "who is trained, what lies on disk",
-        minutes=2,
-        gigabytes=2.5,
+        minutes=1.5,
+        gigabytes=1.5,
     ),
     Stage(
         "06_train_gemma",
@@ -79,5 +79,13 @@ STAGES = (
         minutes=6,
         gigabytes=2.8,
         device="CPU or GPU",
+    ),
+    Stage(
+        "a1_number_formats",
+        "number formats",
+        "an appendix: what float32, bfloat16 and float16 can hold, how updates get lost, and why "
+        "Gemma breaks on a T4",
+        minutes=1,
+        gigabytes=2.5,
     ),
 )

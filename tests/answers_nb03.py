@@ -47,17 +47,4 @@ ANSWERS = {
             (4, "count"),
         ],
     },
-    "half_step": {
-        "right": [2**-10, 0.000977, torch.tensor(0.25 / 256)],
-        "wrong": [
-            (2**-9, "half of it"),
-            (2**-7, "distance at 1"),
-            (2**-8, "a weight at 1"),
-            (2**-12, "float16"),
-            (2**-13, "float16"),
-            (2**-26, "float32"),
-            (0.375 / 256, "no fraction"),
-            (0.375, "128 numbers"),
-        ],
-    },
 }

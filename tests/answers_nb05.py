@@ -19,24 +19,6 @@ ANSWERS = {
             (8_388_608, "times two modules"),
         ],
     },
-    "last_ten": {
-        "right": [
-            r".*\.2[0-9]\.mlp\..*_proj",
-            r"model\.layers\.2\d\.mlp\.(gate|up|down)_proj",
-            r".*layers.2..mlp.*",
-        ],
-        "wrong": [
-            (r"2[0-9]\.mlp", "whole name"),
-            (r".*layers\.(2|2[0-9])\.mlp.*", "two digits"),
-            (r".*layers\.2[0-9]\..*", "attention"),
-            (r".*\.mlp\..*_proj", "layer 2"),
-            (r".*\.1[0-9]\.mlp\..*_proj", "layers 10 to 19, 10 of them"),
-            (r".*\.2[0-9]\.mlp\.up_proj", "it fits up_proj alone"),
-            (["up_proj", "down_proj", "gate_proj"], "one string"),
-            ("MLP", "no module"),
-            ("(", "raised"),
-        ],
-    },
     "prepared_bytes": {
         "right": [2 * WORDS, 603_979_776.0, torch.tensor(2 * WORDS)],
         "wrong": [

@@ -46,6 +46,7 @@ def test_an_unknown_notebook_names_the_known_ones():
     with pytest.raises(KitError, match=r"no notebook 99; there are .*06"):
         commands.find_notebook("99")
     assert commands.find_notebook("6").name == "06_train_gemma.ipynb"
+    assert commands.find_notebook("a1").name == "a1_number_formats.ipynb"
 
 
 @pytest.fixture
@@ -264,20 +265,21 @@ def test_doctor_knows_that_a_larger_model_takes_more(monkeypatch, capsys):
     report = json.loads((ROOT / "data" / "gemma_270m_report.json").read_text(encoding="utf-8"))
     cpu = models.Dtypes("cpu", torch.bfloat16, torch.bfloat16)
     small, gemma, large = (
-        hardware.stages(models.PROFILES[name], cpu)
+        {stage.number: stage for stage in hardware.stages(models.PROFILES[name], cpu)}
         for name in ("smollm2-135m", "gemma-3-270m", "gemma-3-4b")
     )
-    assert small == course.STAGES
-    assert small[-1].gigabytes < gemma[-1].gigabytes < report["peak_memory_bytes"] / 1e9
-    assert gemma[-1].gigabytes < large[-1].gigabytes
-    assert gemma[:-1] == small[:-1]
+    assert tuple(small.values()) == course.STAGES
+    takes = [stages["06"].gigabytes for stages in (small, gemma, large)]
+    assert takes[0] < takes[1] < report["peak_memory_bytes"] / 1e9
+    assert takes[1] < takes[2]
+    assert [number for number in small if gemma[number] != small[number]] == ["06"]
     monkeypatch.setattr(doctor, "machine", lambda: [doctor.Finding("ok", "fine")])
     monkeypatch.setattr(memory, "free_bytes", lambda: 2.9e9)
     monkeypatch.setattr(models, "pick_dtypes", lambda: cpu)
     monkeypatch.setenv("QLORA_KIT_PROFILE", "gemma-3-270m")
     commands.doctor(None)
     [row] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  06")]
-    assert f"longer     > {gemma[-1].gigabytes:g} GB" in row
+    assert f"longer     > {takes[1]:g} GB" in row
     assert row.endswith("needs more than is free, with gemma-3-270m")
     on_gpu = models.Dtypes("cuda", torch.bfloat16, torch.bfloat16)
     assert hardware.stages(models.PROFILES["gemma-3-1b"], on_gpu) == course.STAGES

@@ -28,7 +28,7 @@ def test_parts_are_stacked_and_their_sum_is_written_beside():
     assert [text.get_text() for text in axes.texts] == ["8 MB", "3 MB"]
 
 
-def test_options_show_bytes_error_and_seconds_side_by_side():
+def test_options_show_bytes_error_loss_and_seconds_side_by_side():
     terms = "quantised weights", "quantisation constants", "unquantised weights"
     rows = {
         name: {"bytes": dict(zip(terms, sizes, strict=True)), "error": error, "seconds": seconds}
@@ -37,9 +37,12 @@ def test_options_show_bytes_error_and_seconds_side_by_side():
             ("four", (2e6, 1e6, 4e6), 0.1, 2.5),
         )
     }
-    size, error, time = figures.options(rows).axes
+    rows["none"]["loss"], rows["four"]["loss"] = 4.5, 4.75
+    size, error, loss, time = figures.options(rows).axes
     assert widths(size) == [[0, 2], [0, 1], [8, 4]]
     assert starts(size) == [[0, 0], [0, 2], [0, 3]]
+    assert [line.get_xdata()[0] for line in loss.lines] == [4.5, 4.5, 4.75]  # the first is the rule
+    assert [text.get_text() for text in loss.texts] == ["4.50", "4.75"]
     assert widths(error) == [[0, 0.1]] and widths(time) == [[1, 2.5]]
     assert [label.get_text() for label in size.get_yticklabels()] == ["none", "four"]
 
@@ -53,27 +56,3 @@ def test_targets_are_counted_and_their_share_is_that_of_pefts_line():
     assert widths(axes) == [[1, 2], [0, 3]]
     said = [text.get_text() for text in axes.texts]
     assert said == ["1,000,000 (1.00%)", "5,000,000 (4.81%)"]
-
-
-def test_the_stream_is_drawn_against_the_limit_and_what_passes_it_in_another_colour():
-    [axes] = figures.residual_stream([10.0, 70_000.0, 65_504.0], 65_504).axes
-    fits, over = axes.containers
-    drawn = [
-        [(round(bar.get_center()[0]), bar.get_height()) for bar in bars] for bars in (fits, over)
-    ]
-    assert drawn == [[(0, 10), (2, 65_504)], [(1, 70_000)]]
-    assert fits.get_label() == "fits" and over.get_label() == "too large"
-    assert axes.lines[0].get_ydata()[0] == 65_504
-    assert axes.texts[0].get_text() == "float16 ends at 65,504"
-
-
-def test_gradients_are_drawn_as_shares_between_the_ends_of_float16():
-    shares = {"plain": [0.75, 0.25, 0.0], "scaled": [0.0, 0.5, 0.5]}
-    [axes] = figures.gradients(shares, [-30, -26, -22], 2**-25, 65_504).axes
-    drawn = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
-    assert drawn == {"plain": [75, 25, 0], "scaled": [0, 50, 50]}
-    assert axes.lines[0].get_linestyle() != axes.lines[1].get_linestyle()
-    zero, infinity = axes.patches
-    assert (zero.get_x(), zero.get_x() + zero.get_width()) == (-30, -25)
-    assert [text.get_text() for text in axes.texts] == ["zero", "infinity"]
-    assert infinity.get_x() == pytest.approx(16, abs=0.01)

@@ -1,5 +1,6 @@
 """What notebook 03 claims. nbval compares its outputs with the code's, this with what is known."""
 
+import ast
 import json
 import math
 import re
@@ -21,10 +22,12 @@ def source(name):
 
 
 def define(*names):
-    """The names that these cells bind when they run by themselves."""
+    """The functions and classes that these cells define."""
     names_of_cells = {"torch": torch, "nn": nn, "math": math, "nf4": nf4}
     for name in names:
-        exec(source(name), names_of_cells)
+        kinds = ast.FunctionDef, ast.ClassDef
+        body = [part for part in ast.parse(source(name)).body if isinstance(part, kinds)]
+        exec("\n".join(map(ast.unparse, body)), names_of_cells)
     return names_of_cells
 
 
@@ -77,28 +80,26 @@ def test_the_layer_and_its_check_are_about_forty_lines():
     assert "in about forty lines" in TEXT and 35 <= len(lines) <= 45
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "check",
-        "frozen",
-        "equal",
-        "learnt",
-        "seeds-facts",
-        "best-outputs",
-        "float16",
-        "types-facts",
-    ],
-)
-def test_every_cell_that_states_facts_says_yes(name):
-    answers = re.findall(r": (True|False)", "\n".join(printed(name)))
-    assert answers and set(answers) == {"True"}
+def test_the_layer_gives_the_libraries_numbers_and_keeps_nothing():
+    assert re.findall(r"by ([\d.]+)", printed("check")[0]) == ["0.0", "0.0"]
+    assert printed("check")[1].startswith("kept: 0 bytes")
+    assert int(re.search(r"kept: ([\d,]+)", printed("kept")[0])[1].replace(",", "")) == 4 * 576**2
+    codes, *rest = printed("equal")
+    assert codes.startswith("0 of ") and len(rest) == 4
+    assert all("less than 1e-06" in line for line in rest)
+
+
+def test_a_4_bit_base_costs_less_than_a_twentieth_of_what_was_learnt():
+    learnt, cost, changed = printed("seeds-facts")
+    assert "more than a third" in learnt and "less than 5%" in cost and changed.startswith("0 ")
+    differences = [float(line.split()[-1]) for line in printed("seeds")[1:]]
+    assert len(differences) == 3 and max(differences) < 0.05
 
 
 def test_8_x_8_has_the_lines_of_the_article_and_says_what_they_leave_out():
-    pairs = [re.findall(r"[\d.]+", line) for line in printed("eight")]
+    pairs = [re.findall(r"[\d.]+", line) for line in printed("eight")[:3]]
     assert pairs == [["0.0312", "32"], ["0.1250", "128"], ["0.1562", "160"]]
-    counted = [int(re.search(r"\d+(?= bytes)", line)[0]) for line in printed("left-out")]
+    counted = [int(re.search(r"\d+(?= bytes)", line)[0]) for line in printed("eight")[-4:]]
     # A scale; an 8-bit scale with its own float32 scale and offset; 36 + 128; 64 in 16 bits.
     assert counted == [4, 1 + 4 + 4, 32 + 4 + 128, 128]
 
@@ -121,31 +122,30 @@ def test_gradients_are_counted_and_a_s_is_zero_once():
         *("all zero", "not zero"),
         *("not zero", "not zero"),
     ]
-    assert re.findall(r"[\d,]{5,}", printed("frozen")[0]) == ["9,216", f"{576 * 576:,}"]
+    assert f"{576 * 576:,}" in lines[-2]
+    before, after = re.findall(r"[0-9a-f]{8}", lines[-1])
+    assert before == after
 
 
-def test_the_text_says_what_the_error_table_says():
-    spectrum = dict(
-        zip(("rank", "random", "weights"), map(percents, printed("spectrum")), strict=False)
-    )
+def test_hardly_any_of_the_error_goes_in_the_weights_and_a_part_of_it_in_the_outputs():
     at_16 = printed("spectrum")[0].split().index("16") - 1
-    weights, outputs = map(percents, printed("undone")[1:])
-    assert weights[0] == spectrum["weights"][at_16] == 100 - 7 and "takes 7 %" in TEXT
-    assert spectrum["random"][at_16] - 5 < weights[0] < spectrum["random"][at_16]
-    assert outputs[1] == 100 - 40 and "removes 40 %" in TEXT
-    assert weights[1] > 90, "what was trained on the weights is of little use in the outputs"
-    assert f"{outputs[0]} % of the error is still there" in TEXT
+    random_left, weight_left = (percents(line)[at_16] for line in printed("spectrum")[1:3])
+    [output_left] = [percents(line)[at_16] for line in printed("best")[1:]]
+    assert random_left - 5 < weight_left < random_left
+    assert weight_left == 93 and "takes 7 % of it away" in TEXT and "93 % of the error" in TEXT
+    assert 50 < output_left < 70
+    of_random, of_real = percents(printed("directions")[1])
+    assert of_random > 95 and of_real < 65
     seven = {line.split()[0]: percents(line) for line in printed("seven")}
-    left = {name: pair[1] for name, pair in seven.items()}
-    worst, best = max(left, key=left.get), min(left, key=left.get)
-    for name in (worst, best):
-        assert f"{100 - left[name]} % (`{name.split('.')[1]}`)" in TEXT
     assert len(seven) == 7 and min(pair[0] for pair in seven.values()) > 85
-    assert seven["self_attn.q_proj"] == [weights[0], outputs[1]]
+    assert seven["self_attn.q_proj"] == [weight_left, output_left]
+    left = {name.split(".")[1]: pair[1] for name, pair in seven.items()}
+    assert max(left, key=left.get) == "down_proj" and left["down_proj"] > 90
+    assert min(left, key=left.get) == "k_proj" and 55 < left["k_proj"] < 65
 
 
 def test_the_best_correction_is_the_best_for_the_outputs():
-    cells = define("undo", "best")
+    cells = define("best")
     error = random(12, 20)
     inputs = random(500, 20, seed=1) * torch.logspace(0, -2, 20)
     size = (inputs @ error.T).norm()
@@ -158,7 +158,7 @@ def test_the_best_correction_is_the_best_for_the_outputs():
     assert left(found) == pytest.approx(cells["left"](error, found, inputs))
     # What is left of outputs in rank 3 cannot be less than the SVD of the outputs leaves.
     bound = torch.linalg.svdvals(inputs @ error.T)
-    assert left(found) == pytest.approx((bound[3:].norm() / bound.norm()).item(), rel=1e-2)
+    assert left(found) == pytest.approx((bound[3:].norm() / bound.norm()).item(), rel=1e-3)
     U, S, Vh = torch.linalg.svd(error, full_matrices=False)
     plain = (U[:, :3] * S[:3]) @ Vh[:3]
     assert left(found) < 0.8 * left(plain)
@@ -166,15 +166,7 @@ def test_the_best_correction_is_the_best_for_the_outputs():
     torch.testing.assert_close(same, plain, atol=1e-4, rtol=0)
 
 
-def test_updates_vanish_as_the_formats_say():
-    lost = dict(line.split() for line in printed("vanish"))
-    assert float(lost["float32"]) == pytest.approx(0.19375)
-    assert float(lost["bfloat16"]) == 0.09375
-    assert float(lost["float16"]) > 0.2
-    last = {line[:31].strip(): percents(line) for line in printed("types")[1:]}
-    assert last["bfloat16"] == sorted(last["bfloat16"]), "more and more, as the rate falls"
-    assert last["bfloat16"][-1] > 50 > last["float16, scaled"][-1] > last["float32"][-1]
-
-
-def test_peft_keeps_adapters_in_float32_unless_told_otherwise():
-    assert [line.split()[-1] for line in printed("peft")] == ["torch.float32", "torch.bfloat16"]
+def test_in_bfloat16_a_thousand_updates_vanish():
+    kept = dict(line.split() for line in printed("vanish"))
+    assert float(kept["float32"]) == pytest.approx(0.19375)
+    assert float(kept["bfloat16"]) == 0.09375

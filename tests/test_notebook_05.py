@@ -41,7 +41,8 @@ def integers(text):
 def table():
     """The table of options: (weights, scales, not quantised, error, loss, seconds) by name."""
     rows = {}
-    for line in printed("table")[1:]:
+    lines = [line for line in printed("table")[1:] if not line.startswith("on this CPU")]
+    for line in lines:
         numbers = line[24:].split()
         rows[line[:24].strip()] = [float(number.replace(",", "")) for number in numbers]
     return rows

@@ -175,7 +175,7 @@ def store(notebook):
 def store_all():
     """Store the outputs of all notebooks, and in data/ what README and data card quote of them.
 
-    That is 05's results on Gemma, the report of 06's run, and 06's picture of the scores.
+    That is a1's results on Gemma, the report of 06's run, and 06's picture of the scores.
     """
     os.environ["QLORA_KIT_STORE"] = "1"
     before = set(runs.home().glob("*/report.json"))

@@ -97,39 +97,3 @@ few_inputs = Exercise(
 vectors = 3  # u, v and w
 answer = vectors""",
 )
-
-
-def _half_step(answer):
-    given = number(answer)
-    for value, misconception in (
-        (2**-9, "that is the distance to the next number; from half of it on, rounding goes up."),
-        (2**-7, "that is the distance at 1. It halves each time that the weight halves."),
-        (2**-8, "that is right for a weight at 1; this one is smaller."),
-        (2**-12, "that is float16's."),
-        (2**-13, "that is float16's."),
-        (2**-25, "that is float32's."),
-        (2**-26, "that is float32's."),
-        (
-            0.375 * 2**-8,
-            "the distance is the same everywhere between 0.25 and 0.5: no fraction of it.",
-        ),
-        (
-            0.375 * 2**-7,
-            "the distance is the same everywhere between 0.25 and 0.5: no fraction of it.",
-        ),
-    ):
-        if abs(given - value) <= 0.01 * value:
-            return misconception
-    if not abs(given - 2**-10) <= 0.01 * 2**-10:
-        return "between 0.25 and 0.5 bfloat16 has 128 numbers. How far apart are they?"
-
-
-half_step = Exercise(
-    _half_step,
-    why="Between 0.25 and 0.5 the numbers of bfloat16 are 0.25 / 128 apart. Less than half of that "
-    "is rounded away.",
-    hint="bfloat16 has 128 numbers between 0.25 and 0.5. An update is rounded to the nearest.",
-    solution="""\
-distance = 0.25 / 128
-answer = distance / 2""",
-)

@@ -1,7 +1,5 @@
 """The exercises of notebook 05."""
 
-import re
-
 import torch
 
 from qlora_kit.exercises import Exercise, call, number
@@ -40,48 +38,6 @@ two_targets = Exercise(
     solution="""\
 module = 8 * (4096 + 4096)
 answer = 32 * 2 * module""",
-)
-
-
-MODULES = [
-    f"model.layers.{layer}.{module}_proj"
-    for layer in range(30)
-    for module in (
-        *(f"self_attn.{name}" for name in "qkvo"),
-        *(f"mlp.{name}" for name in ("gate", "up", "down")),
-    )
-]
-
-
-def _last_ten(answer):
-    if not isinstance(answer, str):
-        return "give one string. (PEFT takes a list for names, and one string for a pattern.)"
-    matched = {name for name in MODULES if re.fullmatch(answer, name)}
-    wanted = {name for name in MODULES[20 * 7 :] if ".mlp." in name}
-    if not matched:
-        if any(re.search(answer, name) for name in MODULES):
-            return "it fits a part of a name; PEFT wants it to fit the whole name."
-        return "it fits no module."
-    layers = {int(name.split(".")[2]) for name in matched}
-    if any("self_attn" in name for name in matched):
-        return "it fits modules of the attention as well."
-    if 2 in layers:
-        return "it fits layer 2: two digits are wanted."
-    if layers != set(range(20, 30)):
-        found = f"layers {min(layers)} to {max(layers)}, {len(layers)} of them"
-        return f"it fits {found}; 20 to 29 are wanted."
-    if matched != wanted:
-        kinds = sorted({name.split(".")[-1] for name in matched})
-        return f"of the three modules of the MLP it fits {', '.join(kinds)} alone."
-
-
-last_ten = Exercise(
-    _last_ten,
-    why="A pattern has to fit the whole name, from `model` to `proj`.",
-    hint="The names are like model.layers.20.mlp.up_proj. `2[0-9]` is a 2 and one more digit, "
-    "`.*` anything, and `\\.` a dot.",
-    solution="""\
-answer = r".*\\.2[0-9]\\.mlp\\..*_proj\"""",
 )
 
 

@@ -2,8 +2,62 @@
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.patches import FancyBboxPatch
 
-from qlora_kit.figures.style import BLUE, GREEN, GREY, ORANGE, canvas, frame, styled
+from qlora_kit.figures.style import BLUE, GREY, ORANGE, styled
+
+# The boxes of `layer`: centre, half of the width, what stands in it, colour, whether it stays.
+BOXES = {
+    "codes": (4.8, 3.9, 1.3, "4-bit codes, frozen", BLUE, True),
+    "weight": (4.8, 2.2, 1.3, r"$\hat{W}$", BLUE, False),
+    "A": (2.9, 0.5, 0.6, "A", ORANGE, True),
+    "B": (4.8, 0.5, 0.6, "B", ORANGE, True),
+    "scale": (6.7, 0.5, 0.6, r"$\alpha / r$", GREY, True),
+}
+# The arrows of the way forward; the way back has the same, turned round.
+ARROWS = (
+    ((0.9, 2.2), (3.45, 2.2)),
+    ((6.15, 2.2), (7.95, 2.2)),
+    ((0.9, 2.05), (2.25, 0.65)),
+    ((3.55, 0.5), (4.15, 0.5)),
+    ((5.45, 0.5), (6.05, 0.5)),
+    ((7.35, 0.6), (8.05, 2.0)),
+    ((8.4, 2.2), (9.0, 2.2)),
+)
+
+
+@styled
+def layer():
+    """A QLoRA layer: the way forward, the way back, and where each of them dequantises."""
+    figure, both = plt.subplots(2, 1, figsize=(8, 6.4))
+    for axes, back in zip(both, (False, True), strict=True):
+        axes.axis("off")
+        axes.set(xlim=(0, 10), ylim=(-0.7, 4.4))
+        for x, y, half, words, colour, stays in BOXES.values():
+            look = {"boxstyle": "round,pad=0.02", "edgecolor": colour, "linewidth": 2}
+            look |= {"facecolor": "white", "linestyle": "-" if stays else "--"}
+            axes.add_patch(FancyBboxPatch((x - half, y - 0.4), 2 * half, 0.8, **look))
+            axes.text(x, y, words, ha="center", va="center", fontsize=12)
+        _arrow(axes, (4.8, 3.45), (4.8, 2.68), BLUE)
+        again = "dequantised a second time,\n" if back else "dequantised,\n"
+        axes.text(4.95, 3.07, f"{again}thrown away after use", va="center", fontsize=10)
+        for start, end in ARROWS:
+            _arrow(axes, *((end, start) if back else (start, end)), "black")
+        axes.text(8.18, 2.2, "+", ha="center", va="center", fontsize=16)
+        ends = ("gradient\nof x", "gradient\nof y") if back else ("x", "y")
+        for x, words in zip((0.4, 9.5), ends, strict=True):
+            axes.text(x, 2.2, words, ha="center", va="center", fontsize=12)
+        if back:
+            for name in "AB":
+                words = f"gradient of {name}"
+                axes.text(BOXES[name][0], -0.2, words, ha="center", va="top", fontsize=10)
+        axes.set_title("Backward" if back else "Forward", loc="left", fontsize=12)
+    return figure
+
+
+def _arrow(axes, start, end, colour):
+    look = {"arrowstyle": "-|>", "color": colour, "linewidth": 1.6, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", end, start, arrowprops=look)
 
 
 @styled
@@ -36,47 +90,25 @@ def losses(curves):
     figure, axes = plt.subplots(figsize=(7.2, 2.6))
     styles = zip(curves.items(), (BLUE, ORANGE), ("-", "--"), strict=True)
     for (name, values), colour, line in styles:
-        axes.plot(*_smooth(values), color=colour, linestyle=line, label=name)
+        axes.plot(*smooth(values), color=colour, linestyle=line, label=name)
     axes.set(xlabel="step", ylabel="loss (nats a character)", ylim=(0, None))
     axes.legend(frameon=False)
     return figure
 
 
-@styled
-def loss_gaps(curves):
-    """Left the losses, right how far each lies above the first curve at the same step."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3))
-    reference = torch.tensor(next(iter(curves.values())))
-    styles = zip(curves.items(), (BLUE, ORANGE, GREEN, GREY), ("-", "-", "--", ":"), strict=True)
-    for (name, values), colour, line in styles:
-        for axes, shown in ((left, values), (right, torch.tensor(values) - reference)):
-            axes.plot(*_smooth(shown), color=colour, linestyle=line, linewidth=2, label=name)
-    left.set(xlabel="step", ylabel="loss (nats a character)")
-    right.set(xlabel="step", ylabel="loss above float32 (nats)")
-    figure.legend(
-        *left.get_legend_handles_labels(), ncols=2, loc="outside lower center", frameon=False
-    )
-    return figure
-
-
-def _smooth(values, window=20):
+def smooth(values, window=20):
     """Steps, and the mean of the last `window` values at each."""
     means = torch.as_tensor(values).unfold(0, window, 1).mean(dim=1)
     return range(window, window + len(means)), means
 
 
 @styled
-def error_by_rank(ranks, curves, trained):
-    """What the best correction of each rank leaves of an error, and what trained adapters left.
-
-    `curves` by name are proportions at `ranks`; `trained` by name are points (rank, proportion).
-    """
+def error_by_rank(ranks, curves):
+    """What the best correction of each rank leaves of an error: `curves` by name, at `ranks`."""
     figure, axes = plt.subplots(figsize=(7, 3.2))
     styles = zip(curves.items(), (GREY, BLUE, ORANGE), (":", "-", "-"), strict=True)
     for (name, shares), colour, line in styles:
         axes.plot(ranks, shares, color=colour, linestyle=line, linewidth=2, label=name)
-    for (name, point), colour in zip(trained.items(), (BLUE, ORANGE), strict=True):
-        axes.plot(*point, "o", color=colour, markersize=9, markeredgecolor="black", label=name)
     axes.set_xscale("log", base=2)
     axes.set_xticks(ranks, ranks)
     axes.set(xlabel="rank of the correction", ylabel="error left", ylim=(0, 1.03))
@@ -104,38 +136,3 @@ def layers_left(left):
     axes.xaxis.set_major_formatter("{x:.0%}")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
-
-
-def rounding(weight, update, dtypes):
-    """Where weight + update lands in each dtype: the ticks are the numbers that it can hold.
-
-    The axis counts in updates: the weight lies at 0, the exact sum at 1. `weight` must be a number
-    that each dtype can hold.
-    """
-    figure, (low, high) = canvas(8, 2.8), (-0.4, 2.4)
-    names = {row: str(dtype).removeprefix("torch.") for row, dtype in enumerate(dtypes)}
-    ticks = {0: "the weight", 1: "weight + update", 2: "+ 2 updates"}
-    limits = (low, high), (len(dtypes) - 0.5, -0.5)
-    axes = frame(figure, (0.12, 0.14, 0.7, 0.76), *limits, ticks, names, "")
-    for row, dtype in enumerate(dtypes):
-        landed = (torch.tensor(weight + update, dtype=dtype).double().item() - weight) / update
-        step = spacing(weight, dtype) / update
-        if step < (high - low) / 150:
-            axes.fill_between([low, high], row - 0.22, row + 0.22, color=GREY, alpha=0.5, lw=0)
-        else:
-            ticks = torch.arange(int(low / step), int(high / step) + 1) * step
-            axes.vlines(ticks, row - 0.22, row + 0.22, color="#555555", linewidth=1.2)
-        colour, words = (BLUE, f"moves by {landed:.2f}") if landed else (ORANGE, "lost")
-        axes.plot([0, min(landed, high)], [row, row], color=colour, linewidth=3)
-        axes.plot(min(landed, high), row, "o", color=colour, markersize=10, clip_on=False)
-        axes.text(high + 0.08, row, words, va="center", color="black")
-    axes.axvline(1, color="black", linestyle="--", linewidth=1)
-    words = "ticks: the numbers that can be stored        grey: too many to draw"
-    figure.text(0.47, 0.98, words, ha="center", va="top", fontsize=10)
-    return figure
-
-
-def spacing(value, dtype):
-    """The distance from a positive number to the next larger one of that dtype."""
-    _, exponent = torch.frexp(torch.tensor(value, dtype=torch.float64))
-    return torch.finfo(dtype).eps * 2.0 ** (exponent.item() - 1)

@@ -1,7 +1,5 @@
 """The pictures of notebook 05. Each function returns a Figure."""
 
-import math
-
 import matplotlib.pyplot as plt
 
 from qlora_kit.figures.style import BLUE, GREEN, GREY, ORANGE, styled
@@ -26,12 +24,13 @@ def parts(models):
 
 @styled
 def options(rows):
-    """Bytes, error and seconds of one model, loaded with one option after another.
+    """Bytes, error, loss and seconds of one model, loaded with one option after another.
 
-    `rows` by name are dicts: "bytes" by term (see `meter.static_bytes`), "error" and "seconds".
+    `rows` by name are dicts: "bytes" by term (see `meter.static_bytes`), "error", "loss" and
+    "seconds". The axis of the loss begins just below the smallest: a dot has no length to misread.
     """
-    figure, (size, error, time) = plt.subplots(
-        1, 3, sharey=True, figsize=(10, 0.38 * len(rows) + 1.2), width_ratios=(1.5, 1, 1)
+    figure, (size, error, loss, time) = plt.subplots(
+        1, 4, sharey=True, figsize=(11, 0.38 * len(rows) + 1.2), width_ratios=(1.5, 1, 1, 1)
     )
     terms = {"quantised weights": "weights", "quantisation constants": "scales and code books"}
     terms["unquantised weights"] = "not quantised"
@@ -52,7 +51,21 @@ def options(rows):
         axes.bar_label(bars, fmt=style, padding=3, fontsize=9)
         axes.set(xlabel=label)
         axes.margins(x=0.25)
-    for axes in (size, error, time):
+    losses = [row["loss"] for row in rows.values()]
+    loss.axvline(losses[0], color="black", linestyle="--", linewidth=1)
+    for place, value in enumerate(losses):
+        loss.plot(value, place, "o", color=ORANGE, markersize=7)
+        loss.annotate(
+            f"{value:.2f}",
+            (value, place),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
+    loss.set(xlabel="loss, nats a token")
+    loss.margins(x=0.3)
+    for axes in (size, error, loss, time):
         axes.grid(axis="y", visible=False)
     size.set_yticks(range(len(rows)), list(rows), **MONOSPACED)
     return figure
@@ -78,51 +91,6 @@ def targets(choices, base):
     axes.set(xlabel="trained parameters, in millions", xlim=(0, 1.4 * max(counts) / 1e6))
     axes.set_yticks(range(len(choices)), list(choices), **MONOSPACED)
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
-    return figure
-
-
-@styled
-def residual_stream(largest, limit):
-    """The largest magnitude between a model's layers, a bar for each layer, against a limit."""
-    figure, axes = plt.subplots(figsize=(8, 3.4))
-    for label, colour, over in (("fits", BLUE, False), ("too large", ORANGE, True)):
-        rows = [(i, value) for i, value in enumerate(largest) if (value > limit) == over]
-        axes.bar([i for i, _ in rows], [value for _, value in rows], 0.7, color=colour, label=label)
-    axes.axhline(limit, color="black", linestyle="--", linewidth=1)
-    axes.annotate(
-        f"float16 ends at {limit:,.0f}", (0, limit), (-12, 4), textcoords="offset points", size=10
-    )
-    axes.set(xlabel="after layer", ylabel="largest magnitude", xticks=range(len(largest)))
-    axes.yaxis.set_major_formatter("{x:,.0f}")
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    axes.grid(axis="x", visible=False)
-    return figure
-
-
-@styled
-def gradients(shares, exponents, smallest, largest):
-    """How large the numbers of a backward pass are, with and without a loss scale.
-
-    `shares` by name are the shares of all numbers in bins, `exponents` the powers of two at which
-    the bins begin. Left of `smallest` float16 has only zero, right of `largest` infinity.
-    """
-    figure, axes = plt.subplots(figsize=(8, 3.4))
-    for (name, proportions), colour, style in zip(
-        shares.items(), (ORANGE, BLUE), ("--", "-"), strict=True
-    ):
-        axes.step(
-            exponents, [100 * s for s in proportions], style, color=colour, where="post", label=name
-        )
-    low, high = exponents[0], exponents[-1] + 1
-    zero, infinity, top = math.log2(smallest), math.log2(largest), axes.get_ylim()[1]
-    axes.axvspan(low, zero, color=GREY, alpha=0.3, linewidth=0)
-    axes.axvspan(infinity, high, color=GREY, alpha=0.3, linewidth=0)
-    axes.text(zero - 0.5, top, "zero", ha="right", va="top")
-    axes.text(infinity + 0.2, top, "infinity", va="top")
-    axes.set(xlim=(low, high))
-    axes.xaxis.set_major_formatter(lambda x, _: f"$2^{{{x:.0f}}}$")
-    axes.set(xlabel="size of a gradient's number", ylabel="per cent of the numbers")
-    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     return figure
 
 
