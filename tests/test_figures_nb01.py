@@ -51,6 +51,21 @@ def test_rank_one_draws_the_arrows_from_the_layers_outputs(scaling):
     assert dotted.mean(axis=0) == pytest.approx(before[:2])
 
 
+def test_the_arrows_fill_their_square():
+    """Its half side is a multiple of 5, 10 at least, and the next one above the longest arrow."""
+    for factor, side in ((0.0, 10), (1.0, 15), (2.0, 25)):
+        _, right = figures.rank_one(W, A, factor * B, 2.0, X).axes
+        assert right.get_xlim()[1] == pytest.approx(1.15 * side)
+
+
+def test_no_cell_has_the_colour_of_the_adapter():
+    left, _ = figures.rank_one(W, A, B, 2.0, X).axes
+    orange = torch.tensor(plt.matplotlib.colors.to_rgb(figures.ORANGE))
+    for strength in torch.linspace(-24, 24, 49):
+        colour = torch.tensor(left.collections[0].to_rgba(strength.item())[:3])
+        assert (colour - orange).abs().max() > 0.3
+
+
 def test_rank_one_bears_an_adapter_of_zeros_and_large_numbers():
     for a, b in ((0 * A, 0 * B), (A, 0 * B), (100 * A, 100 * B)):
         _, right = figures.rank_one(W, a, b, 1.0, X).axes
@@ -60,27 +75,13 @@ def test_rank_one_bears_an_adapter_of_zeros_and_large_numbers():
         assert len(dotted) == b.any()  # a B of zero has no direction
 
 
-def test_proportion_kept_rises_to_all_of_it_and_squares():
-    figure = figures.proportion_kept({n: torch.tensor([2.0, 1.0]) for n in "abc"})
-    for line in figure.axes[0].lines:
+def test_proportions_stand_over_their_ranks():
+    held = {name: torch.tensor([0.8, 1.0]) for name in "abc"}
+    lines = figures.proportion_kept(held).axes[0].lines
+    assert [line.get_label() for line in lines] == list(held)
+    for line in lines:
         assert list(line.get_xdata()) == [1, 2]
         assert line.get_ydata().tolist() == pytest.approx([0.8, 1.0])
-
-
-@pytest.mark.parametrize("rank", [1, 8, 64])
-def test_low_rank_shows_the_best_approximation_and_its_rest(rank):
-    matrix = torch.randn(80, 64, generator=torch.Generator().manual_seed(0))
-    U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
-    figure = figures.low_rank(matrix, (U, S, Vh), rank)
-    [axes] = figure.axes
-    *parts, scale = (torch.as_tensor(image.get_array()) for image in axes.images)
-    whole, near, rest = parts
-    assert len({image.get_clim() for image in axes.images}) == 1
-    assert axes.images[3].get_clim() == (scale.min(), scale.max())
-    best = U[:, :rank] @ S[:rank].diag() @ Vh[:rank]
-    torch.testing.assert_close(near, best[:32, :32])
-    torch.testing.assert_close(near + rest, whole)
-    assert torch.equal(whole, matrix[:32, :32])
 
 
 def test_curves_carry_their_numbers():

@@ -46,7 +46,8 @@ def rank_one(W, A, B, scaling, x):
         left.text(place, height, text, ha="center", va="center", fontsize=size)
 
     before, after = W @ x, (W + change) @ x
-    reach = 10 * max(1, math.ceil(torch.stack([before, after]).abs().max() / 10))
+    largest = torch.stack([before[:2], after[:2]]).abs().max()
+    reach = 5 * max(2, math.ceil(largest / 5))
     ticks = {place: place for place in (-reach, reach)}
     limits = -1.15 * reach, 1.15 * reach
     place, names = (0.745, 0.17, 0.245, 0.6125), ("first output", "second output")
@@ -77,8 +78,8 @@ def grids(axes, *matrices):
                 middle = Affine2D().translate(left + j + 0.5, top + i + 0.5)
                 digits.append(outline(f"{number + 0.0:.3g}").transformed(middle))
     values = torch.cat([matrix.flatten() for matrix, _, _ in matrices])
-    # A wide range, so that the colours stay light enough for black digits.
-    colours = {"array": values, "cmap": "PuOr_r", "clim": (-24, 24), "antialiased": False}
+    # A wide range, so that the colours stay light enough for black digits; none is the adapter's.
+    colours = {"array": values, "cmap": "PRGn", "clim": (-24, 24), "antialiased": False}
     axes.add_collection(PolyCollection(cells, **colours))
     edges = [colour for _, _, colour in matrices]
     axes.add_collection(PolyCollection(frames, facecolor="none", edgecolor=edges, linewidth=3))
@@ -185,13 +186,14 @@ def station(axes, x, y, width, height, colour, text):
 def proportion_kept(curves):
     """How much of a matrix its best approximations of rising rank hold.
 
-    `curves` maps a label to the singular values of a matrix, largest first.
+    `curves` maps a label to the proportions at rank 1, 2, and so on: of the change, of W, and of
+    random numbers.
     """
     figure, axes = plt.subplots(figsize=(8, 3.2))
-    for (label, values), colour in zip(curves.items(), (BLUE, GREY, ORANGE), strict=True):
-        squares = values.double().square()
-        ranks = range(1, len(values) + 1)
-        axes.plot(ranks, squares.cumsum(0) / squares.sum(), color=colour, linewidth=2, label=label)
+    looks = (ORANGE, "-"), (GREY, "-"), ("black", ":")
+    for (label, held), (colour, line) in zip(curves.items(), looks, strict=True):
+        ranks = range(1, len(held) + 1)
+        axes.plot(ranks, held, color=colour, linestyle=line, linewidth=2, label=label)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:.0%}")
@@ -210,7 +212,7 @@ def loss_by_rank(update, whole, base, tuned):
     figure, axes = plt.subplots(figsize=(8, 3.2))
     for losses, colour, label in (
         (update, BLUE, "W + the change,\ncut to this rank"),
-        (whole, ORANGE, "the whole tuned matrices,\ncut to this rank"),
+        (whole, GREEN, "the whole tuned matrices,\ncut to this rank"),
     ):
         axes.plot(list(losses), list(losses.values()), color=colour, marker="o", label=label)
     for loss, label, style in ((base, "before", ":"), (tuned, "fully fine-tuned", "--")):
@@ -222,34 +224,6 @@ def loss_by_rank(update, whole, base, tuned):
     return figure
 
 
-def low_rank(matrix, parts, rank):
-    """A corner of a matrix, its best approximation of that rank, and what is left over.
-
-    `parts` are U, S and Vh from torch.linalg.svd.
-    """
-    U, S, Vh = parts
-    size = 32
-    near = (U[:size, :rank] * S[:rank]) @ Vh[:rank, :size]
-    corner = matrix[:size, :size]
-    figure = canvas(8.5, 3.1)
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(-5, 110), ylim=(36.5, -5.5))
-    axes.axis("off")
-    largest = corner.abs().max().item()
-    colours = {"cmap": "PuOr_r", "vmin": -largest, "vmax": largest, "aspect": "auto"}
-    titles = "as it is", f"rank {rank}", "left over"
-    for place, title, part in zip((0, 34, 68), titles, (corner, near, corner - near), strict=True):
-        axes.imshow(part, extent=(place, place + size, size, 0), **colours)
-        axes.text(place + size / 2, -1, title, ha="center", va="bottom")
-        axes.text(place + size / 2, size + 1, f"{size} of the inputs", ha="center", va="top")
-    axes.text(-1, size / 2, f"{size} of the outputs", rotation=90, ha="right", va="center")
-    scale = torch.linspace(largest, -largest, 256)[:, None]
-    axes.imshow(scale, extent=(102, 104, size, 0), **colours)
-    for value, height in ((largest, 0), (0, size / 2), (-largest, size)):
-        axes.text(104.5, height, f"{value:.2g}", va="center")
-    axes.text(103, -1, "weight", ha="center", va="bottom")
-    return figure
-
-
 @styled
 def first_steps(ranks, moved):
     """How far the first training step moves a layer's output, by rank.
@@ -257,7 +231,7 @@ def first_steps(ranks, moved):
     `moved` maps a rule for the scaling to the distances at `ranks`, each relative to the first.
     """
     figure, axes = plt.subplots(figsize=(8, 3.2))
-    for (label, sizes), colour in zip(moved.items(), (GREEN, ORANGE, BLUE), strict=True):
+    for (label, sizes), colour in zip(moved.items(), (GREEN, BLUE, GREY), strict=True):
         axes.plot(ranks, sizes, color=colour, marker="o", label=label)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
