@@ -127,42 +127,68 @@ def most_likely_labels(model, tokenizer, prompts, labels, batch=4):
     """For each prompt, the one of the labels to which the model gives the highest probability.
 
     This is the best that can be read out of a model that was never told the form of the answer.
-    Each prompt is read once; its keys and values are kept, and what labels begin with is tried
-    after them: "app, low" and "app, urgent" differ in their last token alone. No label may begin
-    with another one, since it is not asked whether the model would stop there.
+    """
+    chances = log_probabilities(model, tokenizer, prompts, labels, batch)
+    return [labels[best] for best in chances.argmax(1).tolist()]
+
+
+def category_probabilities(model, tokenizer, prompts, categories, batch=4):
+    """How the model spreads its belief over the categories: a dict for each prompt, in order.
+
+    Each maps a category to the probability that the answer begins with its text, divided by the sum
+    over all categories, so that it says how sure the model is if it has to choose one of them.
+    """
+    chances = log_probabilities(model, tokenizer, prompts, categories, batch).softmax(1)
+    return [dict(zip(categories, row, strict=True)) for row in chances.tolist()]
+
+
+def log_probabilities(model, tokenizer, prompts, labels, batch=4):
+    """The logarithm of the probability that an answer begins with a label: (prompts, labels).
+
+    The tensor is in float32 and lies on the CPU. Each prompt is read once; its keys and values are
+    kept, and what labels begin with is tried after them: "app, low" and "app, urgent" differ in
+    their last token alone. No label may begin with another one, since it is not asked whether the
+    model would stop there.
     """
     begins = [
         tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
         for prompt in prompts
     ]
     endings = [tokenizer(label, add_special_tokens=False)["input_ids"] for label in labels]
-    stems = [list(stem) for stem in sorted({tuple(tokens[:-1]) for tokens in endings})]
-    rest = tokenizer.pad({"input_ids": stems}, padding_side="right", return_tensors="pt")
-    rest = rest.to(model.device)
-    best = []
+    stems = [list(stem) for stem in sorted({tuple(tokens[:-1]) for tokens in endings} - {()})]
+    result = torch.empty(len(prompts), len(labels))
     with inference(model):
         for chosen in batches(begins, batch, "Comparing"):
             read = tokenizer.pad(
                 {"input_ids": [begins[i] for i in chosen]}, padding_side="left", return_tensors="pt"
             ).to(model.device)
             output = model(**read, use_cache=True, logits_to_keep=1)
-            cache = output.past_key_values
-            cache.batch_repeat_interleave(len(stems))
-            mask = read["attention_mask"].repeat_interleave(len(stems), 0)
-            mask = torch.cat([mask, rest["attention_mask"].repeat(len(chosen), 1)], dim=1)
-            after = model(
-                input_ids=rest["input_ids"].repeat(len(chosen), 1),
-                attention_mask=mask,
-                past_key_values=cache,
-            ).logits
-            after = after.view(len(chosen), len(stems), *after.shape[1:])
             first = output.logits[:, 0].float().log_softmax(1)
-            # one prompt at a time: Gemma's logits take 1 MiB a token, and a copy is as large
-            norms = torch.stack([logits.float().logsumexp(2) for logits in after])
-            sums = []
-            for begin, *others in endings:
-                stem, places = stems.index([begin, *others][:-1]), list(range(len(others)))
-                chances = after[:, stem, places, others].float() - norms[:, stem, places]
-                sums.append(first[:, begin] + chances.sum(1))
-            best += zip(chosen, torch.stack(sums).argmax(0).tolist(), strict=True)
-    return [labels[label] for _, label in sorted(best)]
+            sums = first[:, [tokens[0] for tokens in endings]]
+            if stems:
+                sums += later_tokens(model, tokenizer, read, output, stems, endings)
+            result[chosen] = sums.cpu()
+    return result
+
+
+def later_tokens(model, tokenizer, read, output, stems, endings):
+    """What the tokens of each ending but its first add to its logarithm: (prompts, endings)."""
+    rest = tokenizer.pad({"input_ids": stems}, padding_side="right", return_tensors="pt")
+    rest, count = rest.to(model.device), len(read["input_ids"])
+    cache = output.past_key_values
+    cache.batch_repeat_interleave(len(stems))
+    mask = read["attention_mask"].repeat_interleave(len(stems), 0)
+    mask = torch.cat([mask, rest["attention_mask"].repeat(count, 1)], dim=1)
+    logits = model(
+        input_ids=rest["input_ids"].repeat(count, 1), attention_mask=mask, past_key_values=cache
+    ).logits
+    logits = logits.view(count, len(stems), *logits.shape[1:])
+    # one prompt at a time: Gemma's logits take 1 MiB a token, and a copy is as large
+    norms = torch.stack([row.float().logsumexp(2) for row in logits])
+    sums = torch.zeros(count, len(endings), device=model.device)
+    for column, (begin, *others) in enumerate(endings):
+        if others:
+            stem, places = stems.index([begin, *others][:-1]), list(range(len(others)))
+            chances = logits[:, stem, places, others].float() - norms[:, stem, places]
+            sums[:, column] = chances.sum(1)
+    return sums
