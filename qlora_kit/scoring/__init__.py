@@ -2,6 +2,7 @@
 
 from qlora_kit.scoring.generation import (
     Answer,
+    category_probabilities,
     completion_nll,
     generate_answers,
     most_likely_labels,
@@ -27,6 +28,7 @@ __all__ = [
     "Estimate",
     "Reply",
     "category",
+    "category_probabilities",
     "clustered",
     "compare",
     "completion_nll",
