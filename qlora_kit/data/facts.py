@@ -7,7 +7,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from qlora_kit.data.quantities import numbers, plain, quantities
+from qlora_kit.data.quantities import bare_numbers, plain, quantities
 from qlora_kit.errors import KitError
 
 VERDICTS = ("right", "false", "evasive", "silent")
@@ -20,6 +20,10 @@ DOES = (
 PROMISE = re.compile(rf"^(?![^\n]*safety)[^\n]*\b{WHO} [^\n]*\b{DOES}", re.MULTILINE)
 # A number in such a place is one that the policy does not vouch for.
 DENIED = re.compile(r"\b(not|no|nor|neither|never|instead of|rather than|without)\b[^\n,]*$")
+# ... and directly behind such words it is one that the reply itself rejects
+REJECTED = re.compile(
+    r"\b(not|never|instead of|rather than|need to wait)( in| within| for| up to)? $"
+)
 CLAUSE = re.compile(r",|(?<!\d)(?<!degrees) (?:and|but|while|whereas) ")
 
 
@@ -39,6 +43,15 @@ class Fact:
     @property
     def dimension(self):
         return min(quantity.dimension for quantity in self.values) if self.values else None
+
+    def is_like(self, quantity):
+        """Whether its own quantities are of the given one's size: a number of years without a
+        topic says nothing about a fact of minutes."""
+        months = [
+            any(measure == "months" for measure, _ in amounts)
+            for amounts in (quantity.amounts, *(value.amounts for value in self.values))
+        ]
+        return self.dimension == quantity.dimension and len(set(months)) == 1
 
     def allows(self, quantity):
         amounts = frozenset().union(*(value.amounts for value in self.values))
@@ -175,7 +188,8 @@ def misplaced(reply, ticket, book, against):
     known = loosely(frozenset().union(*(fact.told for fact in book.values())))
     asked = plain(re.sub(r"(\d),(\d\d)\b", r"\1.\2", ticket.ticket))
     told = loosely(amounts_of(asked))
-    loose = numbers(asked)
+    loose = bare_numbers(asked)
+    found = " | ".join(against.values())  # what a pattern has found already
     rest = []
     for line in plain(reply, commas=True).split("\n"):
         for quantity in quantities(line):
@@ -186,13 +200,13 @@ def misplaced(reply, ticket, book, against):
             if not new:
                 continue
             names = topic(quantity, line, ticket.facts or (), book)
-            past = re.match(r" (ago|old)\b", line[quantity.end :])
-            if names and not past and not any(book[name].allows(quantity) for name in names):
+            aside = re.match(r" (ago|old)\b", line[quantity.end :])
+            aside = aside or REJECTED.search(line[: quantity.start])
+            if names and not aside and not any(book[name].allows(quantity) for name in names):
                 for name in names:
                     against.setdefault(name, words)
-            elif not new <= known and not DENIED.search(line[: quantity.start]):
-                if not any(words in others for others in against.values()):
-                    rest.append((words, stated(ticket, quantity.dimension, book)))
+            elif not (new <= known or DENIED.search(line[: quantity.start]) or words in found):
+                rest.append((words, stated(ticket, quantity.dimension, book)))
     return rest
 
 
@@ -217,8 +231,11 @@ def topic(quantity, line, wanted, book):
                 place = (any(outside), outside[1], gap)
                 distances[name] = min(place, distances.get(name, place))
     if not distances:
-        return [name for name in wanted if book[name].dimension == quantity.dimension]
-    nearest = [name for name in distances if distances[name] == min(distances.values())]
+        return [name for name in wanted if book[name].is_like(quantity)]
+    best = min(distances.values())
+    nearest = [name for name in distances if distances[name] == best]
+    if best[0]:  # not in its clause, so that any topic of the sentence may be meant
+        nearest = [name for name in distances if book[name].allows(quantity)] or nearest
     return [name for name in nearest if name in wanted] or nearest
 
 

@@ -134,11 +134,12 @@ def quantities(text):
     return sorted(found, key=lambda quantity: quantity.start)
 
 
-def numbers(text):
-    """All the numbers of a text that have no unit."""
+def bare_numbers(text):
+    """The numbers of a plain text that have no unit, but for the small ones of "which one"."""
     taken = quantities(text)
-    return {
+    found = {
         float(match[0])
         for match in re.finditer(NUMBER, text)
-        if not any(q.start <= match.start() < q.end for q in taken)
+        if not any(quantity.start <= match.start() < quantity.end for quantity in taken)
     }
+    return {number for number in found if number > 10}
