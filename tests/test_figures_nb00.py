@@ -37,7 +37,10 @@ def test_photos_stand_side_by_side_with_one_scale_of_grey():
 
 
 def test_the_path_is_the_course():
-    shown = texts(figures.path(course.STAGES))
+    figure = figures.path(course.STAGES)
+    road = figure.axes[0].lines[0].get_ydata()
+    assert list(road) == [0, sum(stage.number.isdigit() for stage in course.STAGES) - 1]
+    shown = texts(figure)
     assert len(shown) == 4 * len(course.STAGES)
     for place, stage in enumerate(course.STAGES):
         number, title, outcome, takes = shown[4 * place : 4 * place + 4]

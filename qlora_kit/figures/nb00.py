@@ -26,7 +26,7 @@ def portrait():
 def photos(pictures):
     """Matrices as photographs, side by side; `pictures` maps a title to a matrix."""
     greys = plt.get_cmap("gray", 40)  # more of them would make the stored page too large
-    figure, row = plt.subplots(1, len(pictures), figsize=(6.2, 2.15))
+    figure, row = plt.subplots(1, len(pictures), figsize=(6.2, 2.25))
     for axes, (title, matrix) in zip(row, pictures.items(), strict=True):
         axes.imshow(matrix, cmap=greys, vmin=-1, vmax=1)
         axes.set_title(title, fontsize=8)
@@ -38,7 +38,8 @@ def photos(pictures):
 def path(stages):
     """The notebooks as stations of a road, with what each leads to; `stages` are course.STAGES."""
     figure, axes = plt.subplots(figsize=(9, 0.6 * len(stages) + 0.3))
-    axes.plot([0, 0], [0, len(stages) - 1], color=GREY, linewidth=6, solid_capstyle="round")
+    road = sum(stage.number.isdigit() for stage in stages)  # an appendix lies beside it
+    axes.plot([0, 0], [0, road - 1], color=GREY, linewidth=6, solid_capstyle="round")
     for place, stage in enumerate(stages):
         axes.plot(0, place, "o", color="white", markeredgecolor=BLUE, markersize=25)
         axes.text(0, place, stage.number, ha="center", va="center_baseline", weight="bold")
