@@ -41,17 +41,27 @@ def test_good_rows_come_back_with_their_lines(tmp_path, capsys):
         (GOOD | {"ticket": "  "}, "'ticket' is empty"),
         (GOOD | {"ticket": 7}, "'ticket' is not text but int"),
         (GOOD | {"reply": None}, "'reply' is not text but NoneType"),
+        (GOOD | {"facts": "repair.days"}, "'facts' is not a list of texts"),
+        (GOOD | {"facts": ["repair.days", 8]}, "'facts' is not a list of texts"),
+        (GOOD | {"facts": ["repair.days", "repair.years"]}, "unknown fact 'repair.years'"),
+        (GOOD | {"facts": ["repair.days"] * 2}, "'facts' names a fact twice"),
         (GOOD | {"category": "Repair"}, "unknown category 'Repair'; known are billing"),
         (GOOD | {"priority": "asap"}, "unknown priority 'asap'; known are urgent"),
         (GOOD | {"ticket": "IT LEAKS."}, "the same ticket stands at mine.jsonl:1 already"),
     ],
 )
 def test_a_bad_row_is_reported_with_file_and_line(tmp_path, capsys, bad, says):
-    rows = load(tmp_path, GOOD, bad)
+    rows = load(tmp_path, GOOD, bad, facts=("repair.days", "repair.cost"))
     out = capsys.readouterr().out
     assert len(rows) == 1
     assert "mine.jsonl: 1 of 2 rows are left out:" in out
     assert re.search(r"mine\.jsonl:2: .*" + re.escape(says), out)
+
+
+def test_a_row_may_name_the_facts_that_its_reply_states(tmp_path):
+    none, empty = GOOD | {"ticket": "It smokes.", "facts": []}, GOOD | {"ticket": "It rusts."}
+    rows = load(tmp_path, GOOD | {"facts": ["repair.days", "mine"]}, none, empty)
+    assert [row.facts for row in rows] == [("repair.days", "mine"), (), None]
 
 
 def test_a_row_that_is_too_long_for_the_model_is_reported(tmp_path, capsys, smollm2):
