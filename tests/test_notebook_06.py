@@ -77,7 +77,7 @@ def tiny(tmp_path_factory, smollm2):
     LlamaForCausalLM(shape).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     short = models.PROFILES["smollm2-135m-short"]
-    recipe = dataclasses.replace(short.recipe, rows=60, scored=24)
+    recipe = dataclasses.replace(short.recipe, rows=60, scored=24, answered=8)
     return dataclasses.replace(short, recipe=recipe), folder
 
 
@@ -131,10 +131,12 @@ def test_a_finished_run_can_be_trained_again_and_learns_the_same(notebook):
 
 def test_the_report_compares_in_pairs(notebook):
     paired = notebook["report"]["paired"]
-    assert list(paired) == [name for name in notebook["report"]["rivals"] if name != "QLoRA"]
-    for result in paired.values():
-        assert result["both"] + result["ours"] + result["theirs"] + result["neither"] == 24
-        assert result["verdict"] in ("better", "worse", "not settled on these rows")
+    assert list(paired) == ["category_accuracy", "exact_match"]
+    for against in paired.values():
+        assert list(against) == [name for name in notebook["report"]["rivals"] if name != "QLoRA"]
+        for result in against.values():
+            assert result["both"] + result["ours"] + result["theirs"] + result["neither"] == 24
+            assert result["verdict"] in ("better", "worse", "not settled on these rows")
 
 
 def test_the_adapters_folder_and_the_bases_name_are_enough(notebook, tiny):

@@ -67,7 +67,7 @@ def settings(profile, dtypes, seed, data, categories=None):
     """
     return {
         "profile": profile.name,
-        **asdict(profile.recipe),
+        **asdict(profile.recipe) | {"targets": list(profile.recipe.targets)},  # JSON has no tuples
         **{name: str(value) for name, value in asdict(dtypes).items()},
         "seed": seed,
         "categories": categories and list(categories),
