@@ -63,6 +63,7 @@ IGNORED = {
         "score-after": LEARNT,
         "false-replies": LEARNT,
         "truth": LEARNT,
+        "box": LEARNT,
         "rival-classifier": "seconds",
         "rival-likelihood": "a progress bar",
         "rival-prompt": "a progress bar",
