@@ -148,7 +148,23 @@ def test_badges_and_links_name_this_file_and_this_repository(path):
     ):
         assert owner_and_name == repository
         assert (ROOT / file).is_file(), file
-    assert not re.search(r"\]\((?!https?://|#)", text), "a relative link does not work in Colab"
+    assert "![" not in text, "a picture from elsewhere is broken without a network"
+
+
+@notebooks
+def test_the_neighbours_are_linked_for_github_and_for_jupyterlab(path):
+    """A relative link does not work in Colab, and an address does not without a network."""
+    text = path.read_text(encoding="utf-8")
+    names = [file.name for file in NOTEBOOKS]
+    if path.stem[0].isdigit():  # an appendix lies beside the road
+        road = [name for name in names if name[0].isdigit()]
+        place = road.index(path.name)
+        for name in {*road[max(0, place - 1) : place + 2]} - {path.name}:
+            name = re.escape(name)
+            both = rf"/blob/main/notebooks/{name}\) \(\[in JupyterLab\]\({name}\)\)"
+            assert re.search(both, text), name
+    relative = re.findall(r"\]\((?!https?://|#)([^)]*)", text)
+    assert set(relative) <= set(names)
 
 
 def test_the_set_up_cell_is_the_same_in_all_notebooks():
