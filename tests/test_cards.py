@@ -155,6 +155,7 @@ def test_the_picture_s_texts_are_whole_do_not_overlap_and_have_no_missing_signs(
     renderer = drawn.canvas.get_renderer()
     for left, right in zip(drawn.axes[::2], drawn.axes[1::2], strict=True):
         texts = [text for text in left.texts if text.get_text()]
+        assert not any(text.get_parse_math() for text in texts)  # two dollars are no formula
         boxes = [text.get_window_extent(renderer) for text in texts]
         assert all(a.y0 >= b.y1 - 1 for a, b in itertools.pairwise(boxes))
         assert boxes[-1].y0 >= left.get_window_extent(renderer).y0 - 1

@@ -128,13 +128,14 @@ def side_by_side(readings):
 
     Below label and reply stands each category with its probability as a bar.
     """
-    given = list(readings.values())
+    given, wide = list(readings.values()), f"width:{80 // len(readings)}%"
 
     def row(name, cells, padding=6):
         look = f"{CELL};padding:{padding}px 10px"
         begin = f'<tr style="background:none;border:0"><td width="110" style="{look}">{name}</td>'
         return begin + "".join(
-            f'<td align="left" valign="top" style="{look}"><div align="left">{cell}</div></td>'
+            f'<td align="left" valign="top" style="{look};{wide}">'
+            f'<div align="left">{cell}</div></td>'
             for cell in cells
         )
 

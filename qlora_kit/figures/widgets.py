@@ -52,7 +52,7 @@ def ticket_box(ask, examples, limit=600):
     """
     answers = ask(examples)
     stored = png(cards.picture(examples, answers))
-    wide = ipywidgets.Layout(width="100%", max_width="820px", height="6em")
+    wide = ipywidgets.Layout(width="98%", max_width="820px", height="6em")
     ticket = ipywidgets.Textarea(value=examples[0], placeholder="Write a ticket", layout=wide)
     button = ipywidgets.Button(description="Ask", button_style="primary")
     says = ipywidgets.HTML()
