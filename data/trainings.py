@@ -29,7 +29,7 @@ def train(seed, recipe, options):
     reports = [
         json.loads(file.read_text()) for file in set(runs.home().glob("*/report.json")) - before
     ]
-    [report] = [r for r in reports if (r["seed"], r["settings"]["rows"]) == (seed, recipe.rows)]
+    [report] = [r for r in reports if (r["seed"], r["rows"]) == (seed, recipe.rows)]
     return report
 
 

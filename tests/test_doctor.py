@@ -237,7 +237,7 @@ def trainer(tmp_path):
 def test_the_doctor_is_silent_on_the_tickets_with_the_real_tokenizer(trainer, smollm2, packing):
     """SmolLM2's <|im_start|> is its BOS, and opens every turn."""
     _, tokenizer = smollm2
-    rows = tickets.examples(tickets.load(DATA / "tickets_dev.jsonl")[:20], label_every=3, promise_every=5)
+    rows = tickets.examples(tickets.load(DATA / "tickets_dev.jsonl")[:20], 3, 5)
     made = trainer(tokenizer, rows, stop="<|im_end|>", packing=packing, max_length=256)
     assert doctor.batch(made, len(rows)) == []
 
@@ -509,7 +509,7 @@ def test_the_doctor_is_silent_on_the_whole_path_of_notebook_06(trainer, smollm2,
     """The lines that the notebook has: a 4-bit base, packed tickets, one step, a saved adapter."""
     _, tokenizer = smollm2
     LlamaForCausalLM(shape(vocab_size=len(tokenizer))).save_pretrained(tmp_path / "base")
-    rows = tickets.examples(tickets.load(DATA / "tickets_dev.jsonl")[:20], label_every=3, promise_every=5)
+    rows = tickets.examples(tickets.load(DATA / "tickets_dev.jsonl")[:20], 3, 5)
     made = trainer(
         tokenizer,
         rows,

@@ -157,6 +157,13 @@ def test_a_changed_number_is_never_right_and_nearly_always_false(factual):
     assert tried["not false"] < 0.05 * tried["false"], tried
 
 
+def test_money_taken_by_mistake_is_no_refund():
+    ticket = asking("billing.refund")
+    for days, false in (("24 hours", False), ("9 days", True)):
+        reply = f"The money taken by mistake is back within {days}."
+        assert bool(facts.judge(reply, ticket, BOOK).false) == false
+
+
 def test_reciting_numbers_gets_nothing():
     for unit in UNITS:
         once = ", ".join(NUMBERS) + f" {unit}."

@@ -14,7 +14,7 @@ import tiny_run
 import torch
 import trl.trainer.utils
 from peft import LoraConfig, get_peft_model
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer
 
 from qlora_kit import doctor, hub, models
 from qlora_kit.data import tickets
@@ -65,16 +65,7 @@ def tiny(tmp_path_factory, smollm2):
     """The short profile of the notebook, with fewer rows, on a random model with real words."""
     _, tokenizer = smollm2
     folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    shape = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(shape).save_pretrained(folder)
+    tiny_run.tiny_llama(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     short = models.PROFILES["smollm2-135m-short"]
     recipe = dataclasses.replace(short.recipe, rows=60, scored=24, answered=8)

@@ -6,8 +6,7 @@ import math
 
 import pytest
 import torch
-from tiny_run import make_tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_run import make_tokenizer, tiny_llama
 
 from qlora_kit.data import tickets
 from qlora_kit.paths import DATA
@@ -16,18 +15,11 @@ from qlora_kit.scoring import generation
 
 @pytest.fixture(scope="module")
 def tiny():
-    torch.manual_seed(0)
     rows = tickets.load(DATA / "tickets_dev.jsonl")[:20]
     tokenizer = make_tokenizer(rows)
-    shape = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        initializer_range=0.5,  # so that the model has opinions
-    )
-    return LlamaForCausalLM(shape).eval(), tokenizer, [tickets.prompt(row.ticket) for row in rows]
+    # such a range gives the model opinions
+    model = tiny_llama(tokenizer, hidden_size=32, layers=2, initializer_range=0.5).eval()
+    return model, tokenizer, [tickets.prompt(row.ticket) for row in rows]
 
 
 def nats(model, tokenizer, prompt, text):

@@ -164,6 +164,20 @@ def test_what_is_left_to_a_colleague_is_counted_apart(monkeypatch, rows, book):
     }
 
 
+def test_a_label_is_no_statement(monkeypatch):
+    """Its "normal" is none of a normal delivery; without it the rest is true."""
+    policy = facts.load(DATA / "facts.toml")
+    ticket = tickets.load(DATA / "tickets_test.jsonl", facts=policy)[0]
+    text = "account, normal\nThe account is deleted 10 days after the request."
+    for answer in (text, text.partition("\n")[2]):
+        given = [scoring.Answer(answer, True)]
+        monkeypatch.setattr(metrics, "generate_answers", lambda *_, given=given: given)
+        row = dataclasses.replace(ticket, facts=("account.deleted",))
+        [reply] = scoring.judge_replies(None, None, [row], policy)
+        assert reply.judgement.false == () and reply.text == answer
+        assert reply.judgement.verdicts == {"account.deleted": "right"}
+
+
 def test_without_facts_no_reply_is_asked_for(rows, book):
     bare = [dataclasses.replace(row, facts=()) for row in rows]
     assert scoring.judge_replies(None, None, bare, book) == []

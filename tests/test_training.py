@@ -1,6 +1,7 @@
 """The quirks of the trainer, each shown to be needed."""
 
 import pytest
+import tiny_run
 import torch
 from datasets import Dataset
 from peft import LoraConfig
@@ -9,8 +10,6 @@ from transformers import (
     BitsAndBytesConfig,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
 )
 from trl import SFTConfig, SFTTrainer
 
@@ -23,7 +22,7 @@ from qlora_kit.training import monitor, quirks
 
 @pytest.fixture
 def examples():
-    return tickets.examples(tickets.load(DATA / "tickets_dev.jsonl")[:8], label_every=3, promise_every=5)
+    return tickets.examples(tickets.load(DATA / "tickets_dev.jsonl")[:8], 3, 5)
 
 
 @pytest.fixture
@@ -32,16 +31,7 @@ def make_trainer(smollm2, examples, tmp_path):
     _, tokenizer = smollm2
 
     def make(quantised, **arguments):
-        torch.manual_seed(0)
-        shape = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=1,
-            num_attention_heads=4,
-            tie_word_embeddings=True,
-        )
-        model = LlamaForCausalLM(shape)
+        model = tiny_run.tiny_llama(tokenizer)
         if quantised:
             model.save_pretrained(tmp_path / "base")
             nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")

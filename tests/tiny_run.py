@@ -42,21 +42,28 @@ def make_tokenizer(rows):
     )
 
 
+def tiny_llama(tokenizer, hidden_size=64, layers=1, **more):
+    """A random model with the tokenizer's words, its head tied."""
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        tie_word_embeddings=True,
+        **more,
+    )
+    return LlamaForCausalLM(shape)
+
+
 def make_trainer(run, pause=0):
     """A trainer of 20 steps that writes a sealed checkpoint after every fourth."""
     torch.manual_seed(0)
     rows = tickets.load(DATA / "tickets_dev.jsonl")[:20]
     tokenizer = make_tokenizer(rows)
-    shape = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        tie_word_embeddings=True,
-    )
     trainer = SFTTrainer(
-        model=LlamaForCausalLM(shape),
+        model=tiny_llama(tokenizer, hidden_size=32),
         args=SFTConfig(
             output_dir=str(run / "checkpoints"),
             num_train_epochs=2,

@@ -29,5 +29,5 @@ def trainings(profile, rows=None):
     """
     lines = TRAININGS.read_text(encoding="utf-8").splitlines() if TRAININGS.exists() else []
     reports = [report for report in map(json.loads, lines) if report["profile"] == profile]
-    wanted = [r for r in reports if rows in (None, r["settings"]["rows"])]
-    return sorted(wanted, key=lambda report: (report["settings"]["rows"], report["seed"]))
+    wanted = [report for report in reports if rows in (None, report["rows"])]
+    return sorted(wanted, key=lambda report: (report["rows"], report["seed"]))

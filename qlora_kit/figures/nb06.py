@@ -50,23 +50,20 @@ def label_mask(pieces, labels, ignored=-100, width=100):
     figure, axes = plt.subplots(figsize=(0.083 * width, 0.3 * len(lines) + 0.5))
     for row, line in enumerate(lines):
         for x, shown, learnt in line:
-            axes.text(
-                x,
-                -row,
-                shown,
-                family="monospace",
-                fontsize=9,
-                color="white" if learnt else "black",
-                bbox={
-                    "facecolor": BLUE if learnt else "#EEEEEE",
-                    "edgecolor": "none",
-                    "boxstyle": "square,pad=0.12",
-                },
-            )
+            token(axes, x, -row, shown, learnt)
     axes.set(xlim=(0, width + 2), ylim=(-len(lines) + 0.4, 0.9))
     axes.axis("off")
     axes.set_title("blue: learnt        grey: read only", fontsize=10, loc="left")
     return figure
+
+
+def token(axes, x, y, shown, learnt):
+    """Write a token at a place, in a box: blue if it is learnt."""
+    box = {"facecolor": BLUE if learnt else "#EEEEEE", "boxstyle": "square,pad=0.12"}
+    colour = "white" if learnt else "black"
+    axes.text(
+        x, y, shown, family="monospace", fontsize=9, color=colour, bbox=box | {"edgecolor": "none"}
+    )
 
 
 @styled
@@ -85,11 +82,12 @@ def loss_curve(history):
 
 
 @styled
-def rows_and_scores(trainings, classifier, here):
+def rows_and_scores(trainings, classifier, this):
     """What more rows buy: scores of stored trainings, of the classifier, and of the run at hand.
 
-    `trainings` are reports of `stored.trainings`, a dot each. `classifier` maps numbers of rows to
-    its label scores (see `scoring.label_scores`), `here` is (rows, label scores) of this run.
+    `trainings` are reports of `stored.trainings`, a dot each, and `this` is one of the run at hand;
+    both need "rows" and "after". `classifier` maps numbers of rows to its label scores (see
+    `scoring.label_scores`).
     """
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
     names = {"category_accuracy": "category right", "exact_match": "category and priority right"}
@@ -97,10 +95,10 @@ def rows_and_scores(trainings, classifier, here):
         counts = sorted(classifier)
         line = [classifier[count][key].value for count in counts]
         axes.plot(counts, line, color=GREY, marker="s", markersize=4, label="classifier")
-        rows = [report["settings"]["rows"] for report in trainings]
+        rows = [report["rows"] for report in trainings]
         values = [report["after"][key] for report in trainings]
         axes.plot(rows, values, "o", color=BLUE, alpha=0.6, label="QLoRA, a dot a seed")
-        axes.plot(here[0], here[1][key].value, "*", color=ORANGE, markersize=13, label="this run")
+        axes.plot(this["rows"], this["after"][key], "*", color=ORANGE, ms=13, label="this run")
         axes.set_xscale("log", base=2)
         axes.set_xticks(counts, [f"{count:,}" for count in counts])
         axes.minorticks_off()

@@ -2,6 +2,7 @@
 
 import matplotlib.pyplot as plt
 
+from qlora_kit.figures.nb06 import token
 from qlora_kit.figures.style import BLUE, ORANGE, styled
 
 
@@ -37,19 +38,7 @@ def masks(rows, ignored=-100):
         x = 3
         for piece, label in zip(pieces, labels, strict=True):
             learnt, shown = label != ignored, piece.strip()
-            axes.text(
-                x,
-                -row,
-                shown,
-                family="monospace",
-                fontsize=9,
-                color="white" if learnt else "black",
-                bbox={
-                    "facecolor": BLUE if learnt else "#EEEEEE",
-                    "edgecolor": "none",
-                    "boxstyle": "square,pad=0.12",
-                },
-            )
+            token(axes, x, -row, shown, learnt)
             x += len(shown) + 1.2
     axes.set(xlim=(0, width + 3), ylim=(0.6 - len(rows), 0.7))
     axes.axis("off")

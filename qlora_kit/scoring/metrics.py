@@ -56,7 +56,7 @@ def score(model, tokenizer, tickets, book=None, answered=None):
 
 
 class Reply(NamedTuple):
-    """A reply that a model gave, and what the policy says about it."""
+    """An answer that a model gave, and what the policy says about the reply in it."""
 
     ticket: Ticket
     text: str
@@ -72,9 +72,17 @@ def judge_replies(model, tokenizer, tickets, book, answered=None):
     prompts = [prompt(ticket.ticket, REPLY_REQUEST) for ticket in asked]
     texts = [a.text for a in generate_answers(model, tokenizer, prompts, REPLY_TOKENS)]
     return [
-        Reply(ticket, text, facts.judge(text, ticket, book))
+        Reply(ticket, text, facts.judge(without_label(text), ticket, book))
         for ticket, text in zip(asked, texts, strict=True)
     ]
+
+
+def without_label(text):
+    """The reply in an answer: what stands below its label, or all of it where it has one line.
+
+    A label is no statement: "delivery, normal" says nothing about a normal delivery.
+    """
+    return text.partition("\n")[2] or text
 
 
 def fact_scores(replies):
