@@ -26,7 +26,7 @@ WORDS = {
     "norm": "a small layer that keeps vectors at about the same length",
     "residual stream": "the vector of each token that goes from layer to layer; each layer adds "
     "something to it",
-    "logits": "the output layer's scores: one for each word of the vocabulary, at each position",
+    "logits": "the head's scores: one for each token of the vocabulary, at each position",
     "module": "a part of a model, such as a layer; it has a name, and may hold other modules",
     "config": "the settings with which something is loaded or built",
     "chat template": "how the turns of a chat are written as one text",
