@@ -30,7 +30,7 @@ STAGES = (
     Stage(
         "00_start_here",
         "start here",
-        "the map, a machine that was looked at, and how to work with a notebook",
+        "both ideas on a photograph, the map, and what your machine can do",
         minutes=0.2,
         gigabytes=0.3,
     ),
@@ -67,8 +67,7 @@ STAGES = (
     Stage(
         "05_attach_to_a_real_model",
         "attach to a real model",
-        "a real model in 4 bits with an adapter on it: every option alone, what preparing does, "
-        "who is trained, what lies on disk",
+        "a real model in 4 bits with an adapter on it: every option alone, and who is trained",
         minutes=1.5,
         gigabytes=1.5,
     ),

@@ -248,11 +248,3 @@ def stated(ticket, dimension, book):
         wanted = [fact for name, fact in book.items() if name.startswith(f"{ticket.category}.")]
     facts = [fact for fact in wanted if fact.dimension == dimension] or wanted
     return " ".join(dict.fromkeys(fact.fact for fact in facts))
-
-
-def section(policy, category):
-    """The facts of a category in the text of a policy such as data/policy.md, as it lists them."""
-    found = re.search(rf"^### {re.escape(category)}\n(.+?)(?=^#|\Z)", policy, re.M | re.S)
-    if found is None:
-        raise KitError(f"The policy has no section {category!r}.")
-    return found[1].strip()

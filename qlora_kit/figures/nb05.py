@@ -44,7 +44,7 @@ def options(rows):
     )
     size.set(xlabel="megabytes")
     for axes, key, style, label in (
-        (error, "error", "{:.3f}", "error of the weights"),
+        (error, "error", "{:.4f}", "error of the weights"),
         (time, "seconds", "{:.1f}", "seconds, here"),
     ):
         bars = axes.barh(list(rows), [row[key] for row in rows.values()], 0.6, color=GREEN)
@@ -56,7 +56,7 @@ def options(rows):
     for place, value in enumerate(losses):
         loss.plot(value, place, "o", color=ORANGE, markersize=7)
         loss.annotate(
-            f"{value:.2f}",
+            f"{value:.3f}",
             (value, place),
             xytext=(6, 0),
             textcoords="offset points",
