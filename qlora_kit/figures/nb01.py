@@ -211,7 +211,7 @@ def loss_by_rank(update, whole, base, tuned):
     """
     figure, axes = plt.subplots(figsize=(8, 3.2))
     for losses, colour, label in (
-        (update, BLUE, "W + the change,\ncut to this rank"),
+        (update, BLUE, "W + (the change\ncut to this rank)"),
         (whole, GREEN, "the whole tuned matrices,\ncut to this rank"),
     ):
         axes.plot(list(losses), list(losses.values()), color=colour, marker="o", label=label)
