@@ -21,9 +21,9 @@ WORDS = {
     "layer": "one of the parts, all alike, that a model is a stack of; it has seven large matrices",
     "matrix, linear layer": "turns numbers x into numbers y = W x; the numbers in W are weights",
     "embedding": "the table with a vector for each token, at the model's entrance",
-    "head": "the layer at the exit that turns a vector into a score for each token",
+    "head": "the part at the exit that turns a vector into a score for each token",
     "tied": "head and embedding are one table",
-    "norm": "a small layer that keeps vectors at about the same length",
+    "norm": "a small part that keeps vectors at about the same length",
     "residual stream": "the vector of each token that goes from layer to layer; each layer adds "
     "something to it",
     "logits": "the head's scores: one for each token of the vocabulary, at each position",

@@ -6,7 +6,7 @@ ANSWERS = {
     "full_training": {
         "right": [48, 48.0, torch.tensor(16 * 3)],
         "wrong": [
-            (36, "paper"),
+            (36, "without"),
             (6, "16 bits alone"),
             (12, "float32 alone"),
             (24, "throughout"),

@@ -38,7 +38,7 @@ def test_the_pieces_of_a_bar_add_up_and_their_sum_stands_beside_it():
     [axes] = figures.bars(STACKS, sizes=[6]).axes
     assert ends(axes, 0) == [3, 4, 4, 4]
     assert ends(axes, 1) == [2, 2, 7, 8]
-    assert [text.get_text() for text in axes.texts] == ["4.0", "8.0"]
+    assert [text.get_text() for text in axes.texts] == ["4.0", "8.0", "6"]
     assert [line.get_xdata()[0] for line in axes.lines] == [6]
     assert axes.get_xlim()[1] > 8
 
@@ -57,6 +57,14 @@ def test_the_timeline_stacks_the_bytes_of_each_moment():
     names = [text.get_text().strip() for text in axes.texts]
     assert names == ["0.49 GiB", "forward", "backward", "what the GPU has"]
     assert axes.lines[-1].get_ydata()[0] == 1
+
+
+def test_a_timeline_below_one_gib_is_drawn_in_mib_and_its_words_stay_inside():
+    [axes] = figures.timeline([*MOMENTS, *MOMENTS], {"forward": 0, "optimizer": 5.5}).axes
+    assert heights(axes.collections[-1])[1] == 500 and axes.get_ylabel() == "MiB"
+    peak, forward, optimizer = axes.texts
+    assert peak.get_text() == "500 MiB"
+    assert (forward.get_ha(), optimizer.get_ha()) == ("left", "right")
 
 
 def test_only_as_much_is_paged_out_as_does_not_fit_and_never_more_than_the_states():

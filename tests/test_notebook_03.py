@@ -81,7 +81,8 @@ def test_the_layer_and_its_check_are_about_forty_lines():
 
 
 def test_the_layer_gives_the_libraries_numbers_and_keeps_nothing():
-    assert re.findall(r"by ([\d.]+)", printed("check")[0]) == ["0.0", "0.0"]
+    of_y, of_x = map(float, re.findall(r"by ([\d.]+)", printed("check")[0]))
+    assert max(of_y, of_x) < 1e-5
     assert printed("check")[1].startswith("kept: 0 bytes")
     assert int(re.search(r"kept: ([\d,]+)", printed("kept")[0])[1].replace(",", "")) == 4 * 576**2
     codes, *rest = printed("equal")
@@ -134,8 +135,8 @@ def test_hardly_any_of_the_error_goes_in_the_weights_and_a_part_of_it_in_the_out
     assert random_left - 5 < weight_left < random_left
     assert weight_left == 93 and "takes 7 % of it away" in TEXT and "93 % of the error" in TEXT
     assert 50 < output_left < 70
-    of_random, of_real = percents(printed("directions")[1])
-    assert of_random > 95 and of_real < 65
+    [of_real], [of_random] = map(percents, printed("directions")[1:])
+    assert of_real > 60 and of_random < 10
     seven = {line.split()[0]: percents(line) for line in printed("seven")}
     assert len(seven) == 7 and min(pair[0] for pair in seven.values()) > 85
     assert seven["self_attn.q_proj"] == [weight_left, output_left]

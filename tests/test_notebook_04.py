@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 
+import matplotlib.pyplot as plt
 import pytest
 from accelerate.commands import estimate
 from test_memory import measured, setup_of
@@ -13,6 +14,12 @@ from qlora_kit.paths import ROOT
 BOOK = json.loads((ROOT / "notebooks" / "04_memory_budget.ipynb").read_text(encoding="utf-8"))
 CELLS = {cell["id"]: cell for cell in BOOK["cells"]}
 TEXT = "\n".join("".join(c["source"]) for c in BOOK["cells"] if c["cell_type"] == "markdown")
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
 
 
 def source(name):

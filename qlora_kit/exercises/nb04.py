@@ -6,7 +6,7 @@ from qlora_kit.exercises import Exercise, call, close, number
 def _full_training(answer):
     given = number(answer)
     for value, misconception in (
-        (36, "that is the QLoRA paper's accounting; here a float32 copy of the weights is kept."),
+        (36, "that is without a float32 copy of the weights; here one is kept."),
         (6, "those are the weights in 16 bits alone."),
         (12, "those are the weights in float32 alone, or their copy."),
         (24, "that is 16 bits throughout, or Adam's states alone."),

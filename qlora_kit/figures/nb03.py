@@ -120,7 +120,7 @@ def error_by_rank(ranks, curves):
 @styled
 def layers_left(left):
     """Bars of the error that is left in each layer: `left` is (in weights, in outputs) by name."""
-    figure, axes = plt.subplots(figsize=(7.2, 3))
+    figure, axes = plt.subplots(figsize=(7.2, 3.8))
     for column, colour, name in (
         (0, GREY, "in the weights"),
         (1, BLUE, "in the outputs\non unseen tickets"),

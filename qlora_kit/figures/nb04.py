@@ -34,7 +34,7 @@ COLOURS = {
 def bars(stacks, sizes=()):
     """One bar of bytes for each of `stacks`, {name: {term: bytes}}, drawn in GiB.
 
-    `sizes` are sizes of GPUs in GiB, each a dashed line.
+    `sizes` are sizes of GPUs in GiB, each a dashed line with its size above it.
     """
     totals = {name: sum(terms.values()) / GIB for name, terms in stacks.items()}
     shown = [term for term in COLOURS if any(terms.get(term) for terms in stacks.values())]
@@ -51,9 +51,12 @@ def bars(stacks, sizes=()):
             xytext=(4, 0),
             textcoords="offset points",
             va="center",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},  # over the dashed lines
         )
     for size in sizes:
         axes.axvline(size, color="black", linestyle="--", linewidth=1)
+        place = axes.get_xaxis_transform()
+        axes.text(size, 1.01, f"{size:.3g}", transform=place, ha="center", va="bottom", fontsize=9)
     axes.set_yticks(range(len(stacks)), list(stacks))
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
@@ -64,7 +67,10 @@ def bars(stacks, sizes=()):
     height = figure.get_figheight()
     widest = max(map(len, stacks))
     figure.subplots_adjust(
-        left=0.03 + 0.0115 * widest, right=0.94, top=1 - 0.08 / height, bottom=1.45 / height
+        left=0.03 + 0.0115 * widest,
+        right=0.94,
+        top=1 - (0.25 if sizes else 0.08) / height,
+        bottom=1.45 / height,
     )
     figure.legend(handles=handles, loc="lower center", ncols=4, frameon=False, fontsize=9)
     return figure
@@ -74,40 +80,44 @@ def bars(stacks, sizes=()):
 def timeline(moments, phases=None, limit=None):
     """The live bytes of a training step, stacked by term, after each allocation and free.
 
+    In GiB, or in MiB where all of it is less than one GiB.
+
     `moments` is a timeline of the X-ray or the meter, a list of {term: bytes}; `phases` says where
     in it each phase begins; `limit` is what the GPU has, in bytes.
     """
     figure, axes = plt.subplots(figsize=(8, 3.4))
     places, highest = fullest(moments)
+    totals = [sum(moment.values()) for moment in highest]
+    peak = max(totals)
+    unit, name, digits = (GIB, "GiB", 2) if max(peak, limit or 0) >= GIB else (MIB, "MiB", 0)
     shown = [term for term in memory.TERMS if any(moment.get(term) for moment in highest)]
     axes.stackplot(
         places,
-        [[moment.get(term, 0) / GIB for moment in highest] for term in shown],
+        [[moment.get(term, 0) / unit for moment in highest] for term in shown],
         colors=[COLOURS[term] for term in shown],
         labels=shown,
         step="post",
         linewidth=0,
     )
-    totals = [sum(moment.values()) / GIB for moment in highest]
-    peak = max(totals)
     axes.annotate(
-        f"{peak:.2f} GiB",
-        (places[totals.index(peak)], peak),
+        f"{peak / unit:.{digits}f} {name}",
+        (places[totals.index(peak)], peak / unit),
         xytext=(2, 1),
         textcoords="offset points",
         fontsize=9,
     )
-    top = 1.12 * peak
+    top = 1.12 * peak / unit
     axes.set_ylim(0, top)
-    for name, start in (phases or {}).items():
+    for phase, start in (phases or {}).items():
         axes.axvline(start, color="black", linewidth=0.8, linestyle=":")
-        axes.text(start, top, f" {name}", va="top", fontsize=9)
+        side = "left" if start < 0.85 * len(moments) else "right"  # never over the right edge
+        axes.text(start, top, f" {phase} ", ha=side, va="top", fontsize=9)
     if limit:
-        axes.axhline(limit / GIB, color="black", linestyle="--", linewidth=1)
+        axes.axhline(limit / unit, color="black", linestyle="--", linewidth=1)
         axes.text(
-            len(moments), limit / GIB, "what the GPU has ", ha="right", va="bottom", fontsize=9
+            len(moments), limit / unit, "what the GPU has ", ha="right", va="bottom", fontsize=9
         )
-    axes.set(xlabel="allocations and frees, in their order", ylabel="GiB", xlim=(0, len(moments)))
+    axes.set(xlabel="allocations and frees, in their order", ylabel=name, xlim=(0, len(moments)))
     axes.legend(
         *(part[::-1] for part in axes.get_legend_handles_labels()),
         loc="center left",
