@@ -75,8 +75,8 @@ STAGES = (
         "06_train_gemma",
         "train a model",
         "a model fine-tuned with QLoRA, its score before and after, and an adapter to keep",
-        minutes=6,
-        gigabytes=2.8,
+        minutes=17,
+        gigabytes=2.6,
         device="CPU or GPU",
     ),
     Stage(
@@ -84,7 +84,7 @@ STAGES = (
         "number formats",
         "an appendix: what float32, bfloat16 and float16 can hold, how updates get lost, and why "
         "Gemma breaks on a T4",
-        minutes=1,
+        minutes=1.5,
         gigabytes=2.5,
     ),
 )

@@ -246,15 +246,14 @@ def test_the_scores_in_the_data_card_are_those_of_the_stored_run():
     rows = printed["rivals"].splitlines()[1:]
     assert len(rows) == 6
     for row in rows:
-        assert f"| {' | '.join(re.split(r'  +', row))} |" in card.splitlines()
+        name, *scores = re.fullmatch(r"(.+?)\s+(\d+ % \[.+?\])\s+(\d+ % \[.+\])", row).groups()
+        assert f"| {name} | {' | '.join(scores)} |" in card.splitlines()
     for name in ("facts_right", "facts_evasive", "facts_false"):
         [line] = [line for line in printed["score-after"].splitlines() if line.startswith(name)]
         assert f"| {' | '.join(re.split(r'  +', line))} |" in card.splitlines()
-    for row in printed["paired"].splitlines():
-        if not row.startswith(" "):
-            continue
-        rival, ours, theirs, result = re.split(r"  +", row.strip())
-        assert f"| {rival} | {ours} | {theirs} | {result} |" in card.splitlines()
+    for row in re.findall(r"^  (.+?) *(\d+) {2,}(\d+) {2,}(.+)$", printed["paired"], re.MULTILINE):
+        assert f"| {' | '.join(row)} |" in card.splitlines()
+    assert printed["paired"].count(" points [") == 2 * (len(rows) - 1)
 
 
 def test_what_the_readme_shows_of_train_is_that_of_the_stored_run():
