@@ -148,11 +148,12 @@ def test_notebook_06_trains_gemma_3_1b_on_a_t4_without_autocast(gpu, tmp_path, m
     assert loaded.kwargs["quantization_config"].bnb_4bit_compute_dtype == torch.float16
 
     names = "SFTTrainer", "model", "config", "dataset", "tokenizer", "lora", "monitor"
+    names += "tickets", "dev", "datasets"
     called = MagicMock()
     for name in ("adapters_to_float32", "scale_loss", "project_labelled_tokens_only"):
         monkeypatch.setattr(quirks, name, getattr(called, name))
     bound = {name: MagicMock() for name in names}
-    trainer = notebook_06("trainer", dtypes=dtypes, quirks=quirks, **bound)["trainer"]
+    trainer = notebook_06("trainer", quirks=quirks, **given, **bound)["trainer"]
     assert called.mock_calls == [
         call.adapters_to_float32(trainer.model),
         call.scale_loss(trainer, 1024),
@@ -256,7 +257,7 @@ def test_notebook_06_goes_on_in_the_dtype_that_its_run_was_begun_with(
     (tmp_path / "1").mkdir()
     settings = runs.settings(small, dtypes, 0, tmp_path)
     runs.write_json(tmp_path / "1" / "settings.json", settings)
-    own = dict.fromkeys(("rank", "alpha", "learning_rate", "rows", "epochs"))
+    own = dict.fromkeys(("rank", "alpha", "targets", "learning_rate", "rows", "epochs", "long"))
     given = {"models": models, "runs": runs, "replace": dataclasses.replace, **own}
     assert notebook_06("profile", **given)["dtypes"] == dtypes
 

@@ -363,7 +363,8 @@ def test_a_report_is_whole_or_absent_and_the_checkpoints_go_last(tmp_path, now):
     assert (run / "checkpoints").exists()
     for steps in (2, 3):  # the cell that does it can be run twice
         runs.finish(run, {"steps": steps})
-    assert runs.read_json(run / "report.json") == {"steps": 3, "settings": now}
+    kept = {"versions": runs.versions(), "settings": now}
+    assert runs.read_json(run / "report.json") == {"steps": 3} | kept
     assert [path.name for path in run.iterdir() if path.is_dir()] == []
 
 

@@ -38,6 +38,11 @@ class Paired(NamedTuple):
             return NOT_SETTLED
         return "better" if self.ours > self.theirs else "worse"
 
+    @property
+    def record(self):
+        """All of it and the verdict, as a dictionary that JSON can hold."""
+        return self._asdict() | {"verdict": self.verdict}
+
     def __str__(self):
         p = f"p = {self.p:.2g}" if self.p >= 0.001 else "p < 0.001"
         return f"{self.difference}, {p}: {self.verdict}"

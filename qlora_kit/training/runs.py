@@ -227,11 +227,12 @@ def training_seconds(state):
 def finish(folder, report):
     """Write report.json, whole or not at all, and remove the checkpoints with their pickles.
 
-    The settings that the run began with stand in it as "settings". A finished run may be finished
-    again, as a notebook's cell can be run twice.
+    The settings that the run began with stand in it as "settings", and the libraries' as
+    "versions". A finished run may be finished again, as a notebook's cell can be run twice.
     """
     settings = read_json(folder / "settings.json")
-    write_json(folder / "report.json", report | {"settings": settings})
+    whole = report | {"versions": versions(), "settings": settings}
+    write_json(folder / "report.json", whole)
     if (folder / "checkpoints").exists():
         shutil.rmtree(folder / "checkpoints")
 
