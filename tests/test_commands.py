@@ -150,6 +150,7 @@ def test_an_empty_value_leaves_the_notebooks_own(notebook):
         ("learning_rate=0", "learning_rate must be above 0, not 0"),
         ("learning_rate=-2e-4", "learning_rate must be above 0, not -0.0002"),
         ("learning_rate=1e999", "learning_rate must be above 0, not inf"),
+        ("targets=nose", "targets must be some of q_proj, k_proj"),
         ("seed=-1", "seed must be a whole number from 0 to 4294967295, not -1"),
         ("seed=one", "seed must be a whole number from 0 to 4294967295, not 'one'"),
         ("categories=bug", "such as bug,praise"),

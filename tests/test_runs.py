@@ -533,7 +533,9 @@ def test_a_changed_cell_of_the_notebook_begins_another_run(train, tmp_path, monk
 OWN = ["--seed=3", "--rank=4", "--alpha=9", "--learning-rate=1e-3", "--rows=32", "--epochs=2"]
 
 
-@pytest.mark.parametrize("options", [[], OWN, ["--rank=4"], "own data"], ids=str)
+@pytest.mark.parametrize(
+    "options", [[], OWN, ["--long"], ["--targets=q_proj, v_proj"], "own data"], ids=str
+)
 def test_the_notebooks_own_settings_are_a_part_of_those_of_train(data, monkeypatch, options):
     """Else the notebook would refuse the run that `train` has begun."""
     if options == "own data":
@@ -544,8 +546,10 @@ def test_the_notebooks_own_settings_are_a_part_of_those_of_train(data, monkeypat
     of_notebook = settings_of_the_notebook(notebook, values, monkeypatch)
     assert of_notebook.items() <= of_train.items()
     assert of_train.keys() - of_notebook.keys() == {notebook.name}
-    for name in values.keys() - {"data_dir"}:
+    for name in values.keys() - {"data_dir", "long"}:
         assert of_notebook[name] == values[name], name
+    if options == ["--long"]:
+        assert of_notebook["rows"] == SHORT.long.rows > SHORT.recipe.rows
 
 
 def settings_of_the_notebook(path, values, monkeypatch):
