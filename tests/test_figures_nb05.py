@@ -42,7 +42,7 @@ def test_options_show_bytes_error_loss_and_seconds_side_by_side():
     assert widths(size) == [[0, 2], [0, 1], [8, 4]]
     assert starts(size) == [[0, 0], [0, 2], [0, 3]]
     assert [line.get_xdata()[0] for line in loss.lines] == [4.5, 4.5, 4.75]  # the first is the rule
-    assert [text.get_text() for text in loss.texts] == ["4.50", "4.75"]
+    assert [text.get_text() for text in loss.texts] == ["4.500", "4.750"]
     assert widths(error) == [[0, 0.1]] and widths(time) == [[1, 2.5]]
     assert [label.get_text() for label in size.get_yticklabels()] == ["none", "four"]
 
