@@ -106,7 +106,7 @@ def test_the_cells_after_it_run_again_and_find_the_same(notebook):
     before = json.loads(json.dumps(notebook["report"]))
     execute(notebook, AGAIN)
     after = json.loads((notebook["run"] / "report.json").read_text())
-    changing = {"peak_memory_bytes", "settings"}
+    changing = {"peak_memory_bytes", "settings", "versions"}
     assert {k: v for k, v in after.items() if k not in changing} == {
         k: v for k, v in before.items() if k not in changing
     }

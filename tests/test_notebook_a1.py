@@ -64,7 +64,7 @@ def test_updates_vanish_as_the_formats_say():
     assert last["bfloat16"][-1] > 50 > last["float16, scaled"][-1] > last["float32"][-1]
     _, still, _, gap = printed("types-facts")
     assert "bfloat16 more than 0.5, float32 less than 0.02" in still
-    assert "bfloat16 more than 0.01, " in gap and "less than 0.25 of that" in gap
+    assert "bfloat16 more than 0.005, " in gap and "less than 0.25 of that" in gap
 
 
 def test_the_table_of_formats_is_right():
