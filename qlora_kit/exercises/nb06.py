@@ -20,6 +20,20 @@ def _given(answer, allowed, wanted):
     return words, None
 
 
+def _named(right, wrong):
+    """A check that wants the word of each letter in `right`; `wrong` says why another is none."""
+
+    def check(answer):
+        given, odd = _given(answer, sorted(right.values()), len(right))
+        if odd:
+            return odd
+        for (letter, wanted), word in zip(right.items(), given, strict=True):
+            if word != wanted:
+                return f"{letter} is not {word!r}: {wrong[letter, word]}"
+
+    return check
+
+
 # 1. Read this curve
 
 
@@ -51,17 +65,8 @@ _CURVES = {
 }
 
 
-def _read_curves(answer):
-    given, odd = _given(answer, sorted(CURVES.values()), 4)
-    if odd:
-        return odd
-    for (letter, right), word in zip(CURVES.items(), given, strict=True):
-        if word != right:
-            return f"{letter} is not {word!r}: {_CURVES[letter, word]}"
-
-
 curves = Exercise(
-    _read_curves,
+    _named(CURVES, _CURVES),
     why="Read both curves, and their distance: jumping is a rate too large, still falling one too "
     "small; a dev loss that turns while the training loss falls is rows known by heart.",
     hint="Two of them never get the training loss far down. Which of these jumps? In the other "
@@ -95,17 +100,8 @@ _MASKS = {
 }
 
 
-def _read_masks(answer):
-    given, odd = _given(answer, sorted(MASKS.values()), 4)
-    if odd:
-        return odd
-    for (letter, right), word in zip(MASKS.items(), given, strict=True):
-        if word != right:
-            return f"{letter} is not {word!r}: {_MASKS[letter, word]}"
-
-
 masks = Exercise(
-    _read_masks,
+    _named(MASKS, _MASKS),
     why="Learnt is the completion, all of it: from its first piece to its stop token, and nothing "
     "that the model is given.",
     hint="An answer begins after <assistant>. Its first piece is the category, its last one <end>.",
