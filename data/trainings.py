@@ -2,6 +2,7 @@
 
     .venv/bin/python data/trainings.py --seeds 0,1,2
     .venv/bin/python data/trainings.py --seeds 0,1,2 --long
+    .venv/bin/python data/trainings.py --seeds 0,1,2 --open-book
 
 A training that has its line is not run again; one that was cut off is resumed. To train anew,
 delete the line.
@@ -37,14 +38,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--long", action="store_true", help="the long form of the recipe")
+    parser.add_argument("--open-book", action="store_true", help="replies by an open book")
     arguments = parser.parse_args()
     profile = models.pick_profile()
     recipe = profile.long if arguments.long else profile.recipe
+    options = ["--long"] * arguments.long + ["--open-book"] * arguments.open_book
+    kept = stored.trainings(profile.name, arguments.open_book, recipe.rows)
     for seed in map(int, arguments.seeds.split(",")):
-        if any(r["seed"] == seed for r in stored.trainings(profile.name, recipe.rows)):
+        if any(report["seed"] == seed for report in kept):
             print(f"{profile.name}, {recipe.rows} rows, seed {seed}: stored already.")
             continue
-        report = train(seed, recipe, ["--long"] if arguments.long else [])
+        report = train(seed, recipe, options)
         with open(stored.TRAININGS, "a", encoding="utf-8") as file:
             file.write(json.dumps(report) + "\n")
 

@@ -59,6 +59,13 @@ def parser():
         action="store_true",
         help="train on all tickets: some three times as long, for better answers",
     )
+    train.add_argument(
+        "--open-book",
+        action="store_const",
+        const=True,
+        help="give the model the policy's sentences that a reply needs, instead of having it learn "
+        "them by heart",
+    )
     for option, kind, text in (
         ("--rank", int, "size of the adapter's matrices"),
         ("--alpha", int, "the adapter's output is multiplied by alpha / rank"),

@@ -153,7 +153,7 @@ def guard_cpu_repacking(model):
 
 def prepare(model, tokenizer, profile):
     """Give the tokenizer its chat template and padding token, and generation its stop tokens."""
-    tokenizer.chat_template = tokenizer.chat_template or profile.chat_template
+    tokenizer.chat_template = profile.chat_template
     tokenizer.pad_token = profile.pad_token
     stops = tokenizer.convert_tokens_to_ids(list(profile.stop_tokens))
     model.generation_config.eos_token_id = stops

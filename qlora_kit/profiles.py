@@ -18,14 +18,26 @@ LLAMA_2_NOTICE = (
     "Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) Meta Platforms, Inc. "
     "All Rights Reserved: ai.meta.com/llama/license"
 )
-# Chat templates for base models whose tokenizer brings none. Each is the one that the makers use
-# for the instruction-tuned sibling. A system turn opens the first user turn.
+# Chat templates write turns as the makers' own do, and mark what the assistant says
+# (`generation`), so that a trainer can learn that alone. SmolLM2's own lacks the marks; Gemma's and
+# Llama 2's base models bring no template, so theirs are those of the instruction-tuned siblings.
+# With these a system turn opens the first user turn.
+CHATML_CHAT_TEMPLATE = (
+    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    "<|im_end|>\n' }}{% endif %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' %}"
+    "{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 GEMMA_CHAT_TEMPLATE = (
     "{% set ns = namespace(system='') %}"
     "{{ bos_token }}{% for m in messages %}"
-    "{% if m['role'] == 'system' %}{% set ns.system = m['content'] + '\n\n' %}{% else %}"
-    "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' }}"
-    "{% if m['role'] == 'user' %}{{ ns.system }}{% set ns.system = '' %}{% endif %}"
+    "{% if m['role'] == 'system' %}{% set ns.system = m['content'] + '\n\n' %}"
+    "{% elif m['role'] == 'assistant' %}{{ '<start_of_turn>model\n' }}"
+    "{% generation %}{{ m['content'] + '<end_of_turn>' }}{% endgeneration %}{{ '\n' }}"
+    "{% else %}{{ '<start_of_turn>' + m['role'] + '\n' + ns.system }}{% set ns.system = '' %}"
     "{{ m['content'] + '<end_of_turn>\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
@@ -35,7 +47,9 @@ LLAMA_2_CHAT_TEMPLATE = (
     "{% set ns.system = '<<SYS>>\n' + m['content'] + '\n<</SYS>>\n\n' %}"
     "{% elif m['role'] == 'user' %}"
     "{{ bos_token + '[INST] ' + ns.system + m['content'] + ' [/INST]' }}{% set ns.system = '' %}"
-    "{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
+    "{% else %}"
+    "{% generation %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endgeneration %}"
+    "{% endif %}{% endfor %}"
 )
 
 
@@ -43,16 +57,17 @@ LLAMA_2_CHAT_TEMPLATE = (
 class Recipe:
     """Every number of a training run, in one place.
 
-    `rows` are tickets taken from the training file; `label_every` and `promise_every` say what they
-    teach (see `tickets.examples`). Short examples are packed into rows of `max_length` tokens,
-    `batch` of which make a step. `targets` are the matrices that get an adapter. `alpha` is PEFT's
-    lora_alpha, so the scaling is alpha / rank. `warmup` is the proportion of the steps in which the
-    learning rate rises. Of the held-out rows `scored` are labelled at most, and `answered` get a
-    reply whose facts are judged. Raises KitError for a number that makes no sense.
+    `rows` are tickets taken from the training file; `promise_every` says how many of the replies
+    without a fact are taught (see `tickets.examples`). Short examples are packed into rows of
+    `max_length` tokens, `batch` of which make a step. `targets` are the matrices that get an
+    adapter. With `open_book` the request for a reply holds the policy's sentences (see
+    `tickets.reply_prompt`). `alpha` is PEFT's lora_alpha, so the scaling is alpha / rank. `warmup`
+    is the proportion of the steps in which the learning rate rises. Of the held-out rows `scored`
+    are filed at most, and `answered` get a reply whose facts are judged. Raises KitError for a
+    number that makes no sense.
     """
 
     rows: int
-    label_every: int
     promise_every: int
     epochs: int
     batch: int
@@ -63,6 +78,7 @@ class Recipe:
     rank: int
     alpha: int
     targets: tuple[str, ...]
+    open_book: bool
     dropout: float
     optimizer: str
     checkpointing: bool
@@ -91,8 +107,8 @@ class Profile:
     `recipe` is what a machine has a few minutes for, `long` what takes it some three times as long.
     `hub` names repositories, the original first, then mirrors without a gate; `notice` is what the
     maker wants everybody to be told, who takes it from a mirror as well. `fallback` is the profile
-    to use where the hub cannot be reached. `chat_template` is used where the tokenizer
-    has none of its own. `stop_tokens` end an answer, `pad_token` fills a batch. `exclude` is a
+    to use where the hub cannot be reached. `chat_template` writes turns as text and marks
+    the assistant's. `stop_tokens` end an answer, `pad_token` fills a batch. `exclude` is a
     pattern of the modules that get no adapter.
     """
 
@@ -100,18 +116,17 @@ class Profile:
     hub: tuple[str, ...]
     stop_tokens: tuple[str, ...]
     pad_token: str
+    chat_template: str
     recipe: Recipe
     long: Recipe
     embedded: fetch.Embedded | None = None
     fallback: str | None = None
-    chat_template: str | None = None
     exclude: str | None = None
     notice: str = ""
 
 
 SMALL = Recipe(
     rows=1000,
-    label_every=3,
     promise_every=5,
     epochs=1,
     batch=1,
@@ -122,6 +137,7 @@ SMALL = Recipe(
     rank=16,
     alpha=16,
     targets=LINEARS,
+    open_book=False,
     dropout=0.0,
     optimizer="adamw_torch",
     checkpointing=False,
@@ -148,6 +164,7 @@ SMOLLM2 = Profile(
     hub=("HuggingFaceTB/SmolLM2-135M-Instruct",),
     stop_tokens=("<|im_end|>",),
     pad_token="<|endoftext|>",  # its own pad token is <|im_end|>, which it must learn to say
+    chat_template=CHATML_CHAT_TEMPLATE,
     recipe=SMALL,
     long=LONG,
     embedded=fetch.Embedded(

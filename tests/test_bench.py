@@ -185,7 +185,7 @@ def test_a_row_is_just_long_enough_for_all_examples_to_fit():
     tokenizer = types.SimpleNamespace(
         apply_chat_template=lambda turns: {"input_ids": [0] * turns[0]}
     )
-    examples = [{"prompt": [n], "completion": []} for n in (5, 4, 3, 3, 3)]
+    examples = [{"messages": [n]} for n in (5, 4, 3, 3, 3)]
     # 18 tokens would fill three rows of 6, but no row of 6 holds a 5 or a 4 and another example.
     assert training.row_length(examples, tokenizer, rows=3) == 7
     assert training.row_length(examples, tokenizer, rows=5) == 5
@@ -258,7 +258,8 @@ def test_the_kits_arguments_are_those_of_notebook_06(tiny):
     assert {name: notebook[name] for name in shared} == {name: kit[name] for name in shared}
     not_of_the_recipe = ("logging", "eval", "save", "output_dir", "report_to", "seed", "use_cpu")
     rest = {name for name in set(notebook) - set(kit) if not name.startswith(not_of_the_recipe)}
-    assert rest == {"max_length", "num_train_epochs"}  # the benchmark sets these two itself
+    # the benchmark sets these itself
+    assert rest == {"assistant_only_loss", "max_length", "num_train_epochs"}
 
 
 def test_a_tiny_model_goes_through_all_three(tiny):

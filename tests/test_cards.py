@@ -119,7 +119,7 @@ def test_side_by_side_gives_each_model_a_column_and_its_likeliest_category_is_bo
     page = cards.side_by_side(readings)
     assert read(page) == [
         ["", "base", "tuned"],
-        ["label", "app", "repair, low"],
+        ["filed", "app", "repair, low"],
         ["reply", "Hm.", "Yes."],
         ["app", "90%", "20%"],
         ["repair", "10%", "80%"],

@@ -237,8 +237,9 @@ def trainer(tmp_path):
 def test_the_doctor_is_silent_on_the_tickets_with_the_real_tokenizer(trainer, smollm2, packing):
     """SmolLM2's <|im_start|> is its BOS, and opens every turn."""
     _, tokenizer = smollm2
-    rows = tickets.examples(tickets.load(DATA / "tickets_dev.jsonl")[:20], 3, 5)
-    made = trainer(tokenizer, rows, stop="<|im_end|>", packing=packing, max_length=256)
+    rows = tickets.examples(tickets.load(DATA / "tickets_dev.jsonl")[:20], 5)
+    given = {"packing": packing, "max_length": 256, "assistant_only_loss": True}
+    made = trainer(tokenizer, rows, stop="<|im_end|>", **given)
     assert doctor.batch(made, len(rows)) == []
 
 
@@ -509,13 +510,14 @@ def test_the_doctor_is_silent_on_the_whole_path_of_notebook_06(trainer, smollm2,
     """The lines that the notebook has: a 4-bit base, packed tickets, one step, a saved adapter."""
     _, tokenizer = smollm2
     LlamaForCausalLM(shape(vocab_size=len(tokenizer))).save_pretrained(tmp_path / "base")
-    rows = tickets.examples(tickets.load(DATA / "tickets_dev.jsonl")[:20], 3, 5)
+    rows = tickets.examples(tickets.load(DATA / "tickets_dev.jsonl")[:20], 5)
     made = trainer(
         tokenizer,
         rows,
         stop="<|im_end|>",
         model=load(tmp_path / "base"),
         peft_config=LoraConfig(**LORA, lora_dropout=0.05),
+        assistant_only_loss=True,
         packing=True,
         max_length=256,
         per_device_train_batch_size=1,

@@ -138,7 +138,7 @@ def test_scoring_gives_what_it_gives_on_a_cpu(folder, tokenizer, device):
                 parameter.data.mul_(3)
         prompts = [tickets.prompt(row.ticket) for row in ROWS]
         answers = scoring.generate_answers(model, tokenizer, prompts, 6, batch=16)
-        nats = scoring.completion_nll(model, tokenizer, [row.example() for row in ROWS])
+        nats = scoring.answer_nll(model, tokenizer, [row.example() for row in ROWS])
         labels = scoring.most_likely_labels(model, tokenizer, prompts, LABELS)
         found.append((answers, nats, labels))
     (answers, nats, labels), (answers_there, nats_there, labels_there) = found

@@ -6,10 +6,10 @@ import json
 import types
 from unittest.mock import MagicMock, call
 
-import jinja2
 import pytest
 import torch
-from transformers import BitsAndBytesConfig
+from transformers import AutoTokenizer, BitsAndBytesConfig
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from qlora_kit import __main__, cuda, fetch, hub, memory, models, profiles
 from qlora_kit.cli import commands
@@ -148,7 +148,7 @@ def test_notebook_06_trains_gemma_3_1b_on_a_t4_without_autocast(gpu, tmp_path, m
     assert loaded.kwargs["quantization_config"].bnb_4bit_compute_dtype == torch.float16
 
     names = "SFTTrainer", "model", "config", "dataset", "tokenizer", "lora", "monitor"
-    names += "tickets", "dev", "datasets"
+    names += "tickets", "dev", "datasets", "policy"
     called = MagicMock()
     for name in ("adapters_to_float32", "scale_loss", "project_labelled_tokens_only"):
         monkeypatch.setattr(quirks, name, getattr(called, name))
@@ -257,7 +257,9 @@ def test_notebook_06_goes_on_in_the_dtype_that_its_run_was_begun_with(
     (tmp_path / "1").mkdir()
     settings = runs.settings(small, dtypes, 0, tmp_path)
     runs.write_json(tmp_path / "1" / "settings.json", settings)
-    own = dict.fromkeys(("rank", "alpha", "targets", "learning_rate", "rows", "epochs", "long"))
+    own = dict.fromkeys(
+        ("rank", "alpha", "targets", "learning_rate", "open_book", "rows", "epochs", "long")
+    )
     given = {"models": models, "runs": runs, "replace": dataclasses.replace, **own}
     assert notebook_06("profile", **given)["dtypes"] == dtypes
 
@@ -316,9 +318,11 @@ def test_every_profile_can_be_had_or_falls_back_to_one_that_can():
 
 
 def render(template, turns, **arguments):
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
     tokens = {"bos_token": "<bos>", "eos_token": "</s>"}
-    return environment.from_string(template).render(messages=turns, **tokens, **arguments)
+    [text], _ = render_jinja_template(
+        conversations=[turns], chat_template=template, **tokens, **arguments
+    )
+    return text
 
 
 def test_gemma_turns():
@@ -334,7 +338,37 @@ def test_llama_2_turns():
     )
 
 
-@pytest.mark.parametrize("template", [profiles.GEMMA_CHAT_TEMPLATE, profiles.LLAMA_2_CHAT_TEMPLATE])
+def test_smollm2_turns_are_its_own(smollm2):
+    """Those of the tokenizer's own template, which lacks the marks, with and without a system."""
+    _, folder = models.get_weights(models.PROFILES["smollm2-135m"])
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for turns in (TURNS, TURNS[:2], TURNS[1:], TURNS + TURNS[1:], TURNS[1:2]):
+        for more in (False, True):
+            own = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=more)
+            ours = render(profiles.CHATML_CHAT_TEMPLATE, turns, add_generation_prompt=more)
+            assert ours == own
+
+
+@pytest.mark.parametrize("profile", models.PROFILES.values(), ids=lambda profile: profile.name)
+def test_the_template_marks_what_the_assistant_says_and_nothing_else(profile):
+    turns = [*TURNS, {"role": "user", "content": "More?"}, {"role": "assistant", "content": "No."}]
+    [text], [spans] = render_jinja_template(
+        conversations=[turns],
+        chat_template=profile.chat_template,
+        return_assistant_tokens_mask=True,
+        bos_token="<bos>",
+        eos_token="</s>",
+    )
+    said = [text[start:end] for start, end in spans]
+    stop = profile.stop_tokens[0]
+    assert [part.removesuffix(stop).strip() for part in said] == ["repair, normal", "No."]
+    assert all(part.endswith(stop) for part in said)
+
+
+TEMPLATES = {profile.chat_template for profile in models.PROFILES.values()}
+
+
+@pytest.mark.parametrize("template", sorted(TEMPLATES))
 def test_the_prompt_is_a_prefix_of_the_whole(template):
     """Else the trainer would learn from another context than it meets when it answers."""
     whole = render(template, TURNS)
@@ -421,9 +455,8 @@ def test_the_notebook_loads_as_load_4bit_does():
 def test_a_ticket_in_every_template_ends_with_a_stop():
     example = tickets.Ticket(**dict.fromkeys(tickets.FIELDS, "x"), where="").example()
     for profile in models.PROFILES.values():
-        if profile.chat_template:
-            text = render(profile.chat_template, example["prompt"] + example["completion"])
-            assert text.rstrip("\n").endswith(profile.stop_tokens)
+        text = render(profile.chat_template, example["messages"])
+        assert text.rstrip("\n").endswith(profile.stop_tokens)
 
 
 def test_the_eyes_of_gemma_3_4b_get_no_adapter():

@@ -167,7 +167,7 @@ def test_the_new_process_takes_nothing_but_the_base_from_the_profile(notebook):
     finally:
         template.write_text(whole)
     assert done.returncode == 0, done.stderr
-    assert "TURN Label the ticket.TURN It leaks." in done.stdout
+    assert "TURN File the ticket.TURN It leaks." in done.stdout
 
 
 def test_a_base_without_a_template_gets_one_in_the_folder(tmp_path):

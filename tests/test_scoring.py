@@ -60,13 +60,21 @@ def test_an_answer_knows_whether_it_stopped(smollm2):
     assert "<|" not in whole.text
 
 
-def own_loss(model, tokenizer, example):
-    """(nats, tokens) of a completion by the model's own loss, one row, nothing padded."""
-    prompt = tokenizer.apply_chat_template(example["prompt"], add_generation_prompt=True)
-    turns = example["prompt"] + example["completion"]
-    ids = torch.tensor([tokenizer.apply_chat_template(turns)["input_ids"]])
-    labels = ids.clone()
-    labels[:, : len(prompt["input_ids"])] = -100
+def own_loss(model, tokenizer, row, with_reply):
+    """(nats, tokens) of a conversation's answers by the model's own loss, one row, not padded.
+
+    What the assistant says is found by the turns that stand before it.
+    """
+    messages = row.example(with_reply)["messages"]
+    whole = tokenizer.apply_chat_template(messages)["input_ids"]
+    ids = torch.tensor([whole])
+    labels = torch.full_like(ids, -100)
+    for place, turn in enumerate(messages):
+        if turn["role"] == "assistant":
+            before = tokenizer.apply_chat_template(messages[:place], add_generation_prompt=True)
+            until = tokenizer.apply_chat_template(messages[: place + 1])["input_ids"]
+            start, end = len(before["input_ids"]), len(until) - 1  # the newline after the stop
+            labels[:, start:end] = ids[:, start:end]
     learnt = (labels != -100).sum().item()
     with torch.inference_mode():
         return model(ids, labels=labels).loss.item() * learnt, learnt
@@ -75,10 +83,11 @@ def own_loss(model, tokenizer, example):
 def test_surprise_is_the_model_s_own_loss(smollm2, rows):
     """Batched, padded, sorted, logits for the end only: the same, row by row."""
     model, tokenizer = smollm2
-    examples = [row.example(with_reply=i % 2 == 0) for i, row in enumerate(rows)]
-    measured = scoring.completion_nll(model, tokenizer, examples, batch=2)
-    for example, (nats, learnt) in zip(examples, measured, strict=True):
-        own_nats, own_learnt = own_loss(model, tokenizer, example)
+    asked = [(row, i % 2 == 0) for i, row in enumerate(rows)]
+    examples = [row.example(with_reply) for row, with_reply in asked]
+    measured = scoring.answer_nll(model, tokenizer, examples, batch=2)
+    for (row, with_reply), (nats, learnt) in zip(asked, measured, strict=True):
+        own_nats, own_learnt = own_loss(model, tokenizer, row, with_reply)
         assert nats == pytest.approx(own_nats, rel=1e-4)
         assert learnt == own_learnt
 
@@ -89,11 +98,11 @@ def test_the_likeliest_label_is_the_one_with_the_smallest_loss(smollm2, rows):
     labels = ["billing, low", "app, urgent", "app, low", "repair, normal", "subscription, normal"]
 
     def nats(row, label):
-        completion = [{"role": "assistant", "content": label}]
-        example = {"prompt": tickets.prompt(row.ticket), "completion": completion}
-        full = tokenizer.apply_chat_template(example["prompt"] + completion)["input_ids"]
+        before = tickets.prompt(row.ticket)
+        said = [*before, {"role": "assistant", "content": label}]
+        full = tokenizer.apply_chat_template(said)["input_ids"]
         stop = len(full) - 1 - full[::-1].index(tokenizer.convert_tokens_to_ids("<|im_end|>"))
-        begin = tokenizer.apply_chat_template(example["prompt"], add_generation_prompt=True)
+        begin = tokenizer.apply_chat_template(before, add_generation_prompt=True)
         begin = len(begin["input_ids"])
         assert tokenizer.decode(full[begin:stop]) == label
         ids = torch.tensor([full[:stop]])
@@ -109,7 +118,7 @@ def test_the_likeliest_label_is_the_one_with_the_smallest_loss(smollm2, rows):
 
 
 def test_label_scores_count_what_they_say(rows):
-    texts = [rows[0].label, f"{rows[1].category}, nonsense", "nonsense", "", rows[4].label + "\nx"]
+    texts = [rows[0].label, f"{rows[1].category}, nonsense", "nonsense", "", rows[4].label + " x"]
     scores = scoring.label_scores(rows, texts)
     assert scores["category_accuracy"].value == 3 / 5
     assert scores["exact_match"].value == 1 / 5
@@ -125,64 +134,65 @@ def book():
 
 def test_score_puts_everything_together(monkeypatch, rows, book):
     asked = []
-    replies = ["app, low\n45 days", "45 days. Under Orders, or a colleague will look into it."]
+    replies = ["45 days", "45 days. Under Orders, or a colleague will look into it."]
+    filings = [f"{row.label}\ndays" for row in rows]
 
     def answer(model, tokenizer, prompts, limit):
-        asked.append((limit, len(prompts)))
-        texts = [row.label for row in rows] if limit == scoring.LABEL_TOKENS else replies
+        asked.append((limit, prompts))
+        texts = filings if limit == scoring.FILING_TOKENS else replies
         return [scoring.Answer(text, stopped=i < 4) for i, text in enumerate(texts)]
 
     monkeypatch.setattr(metrics, "generate_answers", answer)
-    monkeypatch.setattr(metrics, "completion_nll", lambda *_: [(2.0, 1), (0.0, 1)])
+    monkeypatch.setattr(metrics, "answer_nll", lambda *_: [(2.0, 1), (0.0, 1)])
     held_out = [dataclasses.replace(row, facts=()) for row in rows]
     held_out[1] = dataclasses.replace(rows[1], facts=("days",))
     held_out[3] = dataclasses.replace(rows[3], facts=("days", "label"))
+    wanted = [held_out[1], held_out[3]]
     scores, given, judged = scoring.score(None, None, held_out, book)
-    assert [a.text for a in given] == [row.label for row in rows]
-    assert asked == [(scoring.LABEL_TOKENS, 5), (scoring.REPLY_TOKENS, 2)]
+    assert [a.text for a in given] == filings
+    assert asked == [
+        (scoring.FILING_TOKENS, [tickets.prompt(row.ticket) for row in rows]),
+        (
+            scoring.REPLY_TOKENS,
+            [tickets.reply_prompt(row.ticket, f"{row.label}\ndays") for row in wanted],
+        ),
+    ]
     assert scores["exact_match"].value == 1
     assert scores["stops_by_itself"].value == 4 / 5
+    assert scores["facts_named"].value == 2 / 3
     assert scores["facts_right"].value == 2 / 3
     assert scores["facts_false"].value == 1 / 2
     assert scores["facts_evasive"].value == 0
     assert scores["perplexity"].value == pytest.approx(math.e)
     assert [(reply.ticket, reply.text) for reply in judged] == list(
-        zip([held_out[1], held_out[3]], replies, strict=True)
+        zip(wanted, replies, strict=True)
     )
     assert judged[1].judgement.false == (("orders", "Within 45 days."),)
 
 
+def filed(rows, text="app, low"):
+    return [scoring.Answer(text, True) for _ in rows]
+
+
 def test_what_is_left_to_a_colleague_is_counted_apart(monkeypatch, rows, book):
-    row = dataclasses.replace(rows[0], facts=("days", "label"))
+    asked = [dataclasses.replace(rows[0], facts=("days", "label"))] * 3
     texts = ["A colleague will look into it.", "Under Returns.", "14 days"]
     monkeypatch.setattr(metrics, "generate_answers", lambda *_: map(scoring.Answer, texts, texts))
-    scores = scoring.fact_scores(scoring.judge_replies(None, None, [row] * 3, book))
+    replies = scoring.judge_replies(None, None, asked, filed(asked), book)
+    scores = scoring.fact_scores(replies)
     assert {name: score.value for name, score in scores.items()} == {
+        "facts_named": 0,
         "facts_right": 1 / 6,
         "facts_false": 1 / 3,
         "facts_evasive": 1 / 3,
     }
 
 
-def test_a_label_is_no_statement(monkeypatch):
-    """Its "normal" is none of a normal delivery; without it the rest is true."""
-    policy = facts.load(DATA / "facts.toml")
-    ticket = tickets.load(DATA / "tickets_test.jsonl", facts=policy)[0]
-    text = "account, normal\nThe account is deleted 10 days after the request."
-    for answer in (text, text.partition("\n")[2]):
-        given = [scoring.Answer(answer, True)]
-        monkeypatch.setattr(metrics, "generate_answers", lambda *_, given=given: given)
-        row = dataclasses.replace(ticket, facts=("account.deleted",))
-        [reply] = scoring.judge_replies(None, None, [row], policy)
-        assert reply.judgement.false == () and reply.text == answer
-        assert reply.judgement.verdicts == {"account.deleted": "right"}
-
-
 def test_without_facts_no_reply_is_asked_for(rows, book):
     bare = [dataclasses.replace(row, facts=()) for row in rows]
-    assert scoring.judge_replies(None, None, bare, book) == []
+    assert scoring.judge_replies(None, None, bare, filed(bare), book) == []
     with_facts = [dataclasses.replace(rows[0], facts=("days",))]
-    assert scoring.judge_replies(None, None, with_facts, None) == []
+    assert scoring.judge_replies(None, None, with_facts, filed(with_facts), None) == []
     assert scoring.fact_scores([]) == {}
 
 
@@ -196,7 +206,8 @@ def test_a_trained_model_projects_the_last_position_alone_and_as_one_product(tmp
     prompts = [[{"role": "user", "content": text}] for text in ("a kettle is cold", "my tea")]
     scoring.generate_answers(model, tokenizer, prompts, max_new_tokens=2)
     assert {rows.shape[1] for rows in seen} == {1}
-    scoring.completion_nll(model, tokenizer, [{"prompt": p, "completion": p} for p in prompts])
+    said = [[*prompt, {"role": "assistant", "content": "a kettle"}] for prompt in prompts]
+    scoring.answer_nll(model, tokenizer, [{"messages": turns} for turns in said])
     assert all(rows.is_contiguous() for rows in seen)
     before = len(seen)
     with torch.no_grad():

@@ -84,12 +84,46 @@ def test_a_file_without_a_usable_row_and_a_missing_file(tmp_path):
         tickets.load(tmp_path / "none.jsonl")
 
 
-def test_an_example_holds_the_label_and_on_request_the_reply(tmp_path):
+def said(example):
+    """What the assistant says, turn by turn."""
+    return [turn["content"] for turn in example["messages"] if turn["role"] == "assistant"]
+
+
+def test_an_example_files_the_ticket_and_on_request_answers_it(tmp_path):
     [row] = load(tmp_path, GOOD)
-    without, with_reply = row.example(), row.example(with_reply=True)
-    assert without["completion"][0]["content"] == "repair, normal"
-    assert with_reply["completion"][0]["content"] == "repair, normal\nSorry."
-    assert without["prompt"] != with_reply["prompt"]
+    named = dataclasses.replace(row, facts=("repair.warranty", "repair.days"))
+    assert said(named.example()) == ["repair, normal\nrepair.warranty, repair.days"]
+    both = named.example(with_reply=True)
+    assert said(both) == [*said(named.example()), "Sorry."]
+    assert both["messages"][:3] == named.example()["messages"]
+    assert both["messages"][:-1] == tickets.reply_prompt(named.ticket, named.filing)
+    assert said(dataclasses.replace(row, facts=()).example()) == ["repair, normal\nnone"]
+    assert said(row.example()) == ["repair, normal"]  # it does not say what its reply needs
+
+
+def test_a_filing_is_a_label_and_the_names_of_facts():
+    filing = "app, low\nb, a, b\nand more"
+    assert tickets.label_of(filing) == "app, low"
+    assert tickets.facts_of(filing) == ["b", "a"]
+    for nothing in ("app, low", "app, low\nnone", "", "app, low\n"):
+        assert tickets.facts_of(nothing) == []
+
+
+def test_an_open_book_gives_the_sentences_of_the_facts_that_are_named(tmp_path):
+    [row] = load(tmp_path, GOOD)
+    policy = {"a": "It is free.", "b": "It takes a day.", "c": "It is free."}
+    for filing, rules in (
+        ("app, low\nb, a, c, unknown", "\nOur rules: It takes a day. It is free."),
+        ("app, low\nnone", ""),
+        ("anything", ""),
+    ):
+        *before, request = tickets.reply_prompt("Help!", filing, policy)
+        assert request["content"] == tickets.REPLY_REQUEST + rules
+        assert before == tickets.reply_prompt("Help!", filing)[:-1]
+    named = dataclasses.replace(row, facts=("a",))
+    turns = named.example(with_reply=True, policy=policy)["messages"]
+    assert turns[:-1] == tickets.reply_prompt(named.ticket, named.filing, policy)
+    assert said(named.example(with_reply=True)) == [turns[2]["content"], turns[4]["content"]]
 
 
 def test_what_a_ticket_teaches_depends_on_what_its_reply_says(tmp_path):
@@ -97,16 +131,9 @@ def test_what_a_ticket_teaches_depends_on_what_its_reply_says(tmp_path):
     taught = {}
     for facts in (None, ("repair.warranty",), ()):
         rows = [dataclasses.replace(own, facts=facts)] * 4
-        taught[facts] = [
-            "with reply" if example == own.example(with_reply=True) else "label"
-            for example in tickets.examples(rows, label_every=2, promise_every=3)
-        ]
-    both = ["with reply", "label", "with reply"] * 2
-    assert taught == {
-        None: both,
-        ("repair.warranty",): both,
-        (): ["with reply", "label", "label", "with reply"],
-    }
+        made = tickets.examples(rows, promise_every=3)
+        taught[facts] = [len(said(example)) - 1 for example in made]
+    assert taught == {None: [1] * 4, ("repair.warranty",): [1] * 4, (): [1, 0, 0, 1]}
 
 
 @pytest.fixture(scope="module")

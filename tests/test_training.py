@@ -22,7 +22,7 @@ from qlora_kit.training import monitor, quirks
 
 @pytest.fixture
 def examples():
-    return tickets.examples(tickets.load(DATA / "tickets_dev.jsonl")[:8], 3, 5)
+    return tickets.examples(tickets.load(DATA / "tickets_dev.jsonl")[:8], 5)
 
 
 @pytest.fixture
@@ -44,6 +44,7 @@ def make_trainer(smollm2, examples, tmp_path):
             output_dir=str(tmp_path / "out"),
             bf16=False,
             use_cpu=True,
+            assistant_only_loss=True,
             report_to="none",
             save_strategy="no",
             **quirks.checkpointing(False),
@@ -166,6 +167,7 @@ def gemma_trainer(model, tokenizer, examples, folder, **arguments):
             bf16=False,
             fp16=False,
             use_cpu=True,
+            assistant_only_loss=True,
             report_to="none",
             save_strategy="no",
             logging_steps=1,

@@ -38,7 +38,11 @@ def make_tokenizer(rows):
         unk_token="<unk>",
         pad_token="<pad>",
         eos_token="<eos>",
-        chat_template="{% for m in messages %}{{ m['content'] }} <eos> {% endfor %}",
+        chat_template=(
+            "{% for m in messages %}{% if m['role'] == 'assistant' %}"
+            "{% generation %}{{ m['content'] }} <eos> {% endgeneration %}"
+            "{% else %}{{ m['content'] }} <eos> {% endif %}{% endfor %}"
+        ),
     )
 
 
@@ -76,6 +80,7 @@ def make_trainer(run, pause=0):
             save_steps=4,
             save_total_limit=2,
             bf16=False,
+            assistant_only_loss=True,
             use_cpu=True,
             report_to="none",
             seed=1,

@@ -106,10 +106,10 @@ def compare(runs):
 def train(name, profile, rows):
     """Train once, and return the figures.
 
-    `tokens` are those of prompts and completions, counted by the trainer, padding left out;
+    `tokens` are those of whole conversations, counted by the trainer, padding left out;
     `learnt` are those among them that the loss counts. `peak_memory_bytes` is that of the whole
     process (with a GPU: of the GPU) until the training ends. `heldout_loss` is the mean negative
-    log-likelihood of a completion's token in the dev tickets, in nats.
+    log-likelihood of an answer's token in the dev tickets, in nats.
     """
     model, tokenizer = load(name, profile)
     transformers.set_seed(SEED)  # the adapter's first values
@@ -124,7 +124,7 @@ def train(name, profile, rows):
     tokens, learnt = int(counts[-1]), sum(label != -100 for label in labels)
     dev = tickets.load(DATA / "tickets_dev.jsonl")[:60]
     examples = [ticket.example(with_reply=True) for ticket in dev]
-    nats = scoring.completion_nll(model, tokenizer, examples)
+    nats = scoring.answer_nll(model, tokenizer, examples)
     dtypes = models.pick_dtypes()
     dtype = dtypes.model if name == "lora" else dtypes.compute
     dtype_name = str(dtype).removeprefix("torch.")
@@ -165,7 +165,7 @@ def make_trainer(name, profile, model, tokenizer, rows, folder):
         DATA / "tickets_train.jsonl", tokenizer=tokenizer, max_length=recipe.max_length
     )
     chosen = random.Random(SEED).sample(train, rows)
-    examples = tickets.examples(chosen, recipe.label_every, recipe.promise_every)[:rows]
+    examples = tickets.examples(chosen, recipe.promise_every)
     if name == "defaults":
         arguments, dropout = library_arguments(), 0.05
     else:
@@ -178,6 +178,7 @@ def make_trainer(name, profile, model, tokenizer, rows, folder):
             output_dir=folder,
             num_train_epochs=1,
             use_cpu=models.pick_dtypes().device == "cpu",
+            assistant_only_loss=True,
             logging_steps=rows // 8,  # once, after the last step
             save_strategy="no",
             report_to="none",
@@ -241,8 +242,7 @@ def kit_arguments(recipe):
 
 def row_length(examples, tokenizer, rows):
     """The fewest tokens in a packed row with which the examples fill at most `rows` rows."""
-    turns = [example["prompt"] + example["completion"] for example in examples]
-    ids = [tokenizer.apply_chat_template(turn)["input_ids"] for turn in turns]
+    ids = [tokenizer.apply_chat_template(one["messages"])["input_ids"] for one in examples]
     dataset = datasets.Dataset.from_dict({"input_ids": ids})
     length = max(max(map(len, ids)), -(-sum(map(len, ids)) // rows))
     while len(trl.pack_dataset(dataset, length)) > rows:

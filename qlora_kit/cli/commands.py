@@ -17,7 +17,7 @@ from qlora_kit.errors import KitError
 from qlora_kit.paths import DATA, NOTEBOOKS, ROOT
 
 # The numbers of a profile's recipe that `train` and notebook 06's parameters can replace.
-RECIPE = ("rank", "alpha", "targets", "learning_rate", "rows", "epochs")
+RECIPE = ("rank", "alpha", "targets", "learning_rate", "open_book", "rows", "epochs")
 
 
 def choose_profile(arguments):

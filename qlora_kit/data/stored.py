@@ -23,11 +23,17 @@ def measured(name, key, measure, possible):
     return results[key]
 
 
-def trainings(profile, rows=None):
-    """The reports of stored trainings of a profile by notebook 06, on `rows` tickets or on any
-    number: a list of dictionaries, the fewest rows first. data/trainings.py makes them.
+def trainings(profile, open_book=False, rows=None):
+    """The reports of stored trainings of a profile by notebook 06, with an open or a closed book,
+    on `rows` tickets or on any number: a list of dictionaries, the fewest rows first.
+    data/trainings.py makes them.
     """
     lines = TRAININGS.read_text(encoding="utf-8").splitlines() if TRAININGS.exists() else []
-    reports = [report for report in map(json.loads, lines) if report["profile"] == profile]
-    wanted = [report for report in reports if rows in (None, report["rows"])]
+    wanted = [
+        report
+        for report in map(json.loads, lines)
+        if report["profile"] == profile
+        and report["settings"]["open_book"] == open_book
+        and rows in (None, report["rows"])
+    ]
     return sorted(wanted, key=lambda report: (report["rows"], report["seed"]))

@@ -1,5 +1,6 @@
 """Support tickets as JSON Lines: read, checked line by line, and turned into training examples."""
 
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,11 @@ CATEGORIES = (
 )
 PRIORITIES = ("urgent", "normal", "low")
 FIELDS = ("ticket", "category", "priority", "reply")
-# The two things that the model is asked to do; the request stands in the system turn.
-LABEL_REQUEST = "Label the ticket."
-REPLY_REQUEST = "Answer the ticket."
+# What the model is asked to do: the first request stands in the system turn, the second one is a
+# turn of the user's, after the ticket has been filed.
+FILE_REQUEST = "File the ticket."
+REPLY_REQUEST = "Now answer it."
+NO_FACTS = "none"
 
 
 @dataclass(frozen=True)
@@ -37,22 +40,59 @@ class Ticket:
 
     @property
     def label(self):
-        """The short target, such as 'billing, urgent'."""
+        """Category and priority, such as 'billing, urgent'."""
         return f"{self.category}, {self.priority}"
 
-    def example(self, with_reply=False):
-        """A prompt-completion example for TRL: the label, or the label and then the reply."""
-        request = REPLY_REQUEST if with_reply else LABEL_REQUEST
-        answer = f"{self.label}\n{self.reply}" if with_reply else self.label
-        return {
-            "prompt": prompt(self.ticket, request),
-            "completion": [{"role": "assistant", "content": answer}],
-        }
+    @property
+    def filing(self):
+        """What the model learns to say first: the label and, in a second line, the names of the
+        facts that the reply needs; the label alone where the row does not say which."""
+        if self.facts is None:
+            return self.label
+        return f"{self.label}\n{', '.join(self.facts) or NO_FACTS}"
+
+    def example(self, with_reply=False, policy=None):
+        """A conversation for TRL: how the ticket is filed, and on request how it is answered.
+        `policy` as in `reply_prompt`."""
+        turns = [*prompt(self.ticket), {"role": "assistant", "content": self.filing}]
+        if with_reply:
+            turns = [
+                *reply_prompt(self.ticket, self.filing, policy),
+                {"role": "assistant", "content": self.reply},
+            ]
+        return {"messages": turns}
 
 
-def prompt(text, request=LABEL_REQUEST):
-    """The turns before the answer, as chat messages."""
+def prompt(text, request=FILE_REQUEST):
+    """The turns before a ticket is filed, as chat messages."""
     return [{"role": "system", "content": request}, {"role": "user", "content": text}]
+
+
+def reply_prompt(text, filing, policy=None):
+    """The turns before a ticket is answered: it has been filed, by whomever.
+
+    `policy` are the policy's sentences by the names of their facts. If it is given, the book is
+    open: the request holds the sentences of the facts that the filing names.
+    """
+    sentences = [policy[name] for name in facts_of(filing) if name in policy] if policy else []
+    rules = [f"Our rules: {' '.join(dict.fromkeys(sentences))}"] if sentences else []
+    return [
+        *prompt(text),
+        {"role": "assistant", "content": filing},
+        {"role": "user", "content": "\n".join([REPLY_REQUEST, *rules])},
+    ]
+
+
+def label_of(filing):
+    """The label in what a model says when it files a ticket: the first line."""
+    return filing.partition("\n")[0].strip()
+
+
+def facts_of(filing):
+    """The names of the facts in the second line of a filing, each once."""
+    second = filing.partition("\n")[2].partition("\n")[0]
+    names = dict.fromkeys(name.strip() for name in second.split(","))
+    return [name for name in names if name not in ("", NO_FACTS)]
 
 
 def load(path, categories=CATEGORIES, tokenizer=None, max_length=512, facts=None):
@@ -133,30 +173,21 @@ def check_facts(row, known):
 
 
 def check_length(ticket, tokenizer, max_length):
-    example = ticket.example(with_reply=True)
-    turns = example["prompt"] + example["completion"]
+    turns = ticket.example(with_reply=True)["messages"]
     length = len(tokenizer.apply_chat_template(turns)["input_ids"])
     if length > max_length:
         raise ValueError(f"{length} tokens are too long; at most {max_length} fit")
 
 
-def examples(tickets, label_every, promise_every):
-    """Training examples of tickets, by what their replies are worth.
+def examples(tickets, promise_every, policy=None):
+    """Training examples of tickets: every one teaches how it is filed, most how they are answered.
 
-    A ticket whose reply states a fact teaches label and reply; every `label_every`-th of them
-    teaches the label alone as well. A reply without a fact only promises that somebody will look
-    into it, and a model that reads many of these says little else: such a ticket teaches its label,
-    and only every `promise_every`-th of them label and reply. Tickets of one's own, which name no
-    facts, count as the first kind.
+    A reply without a fact only promises that somebody will look into it, and a model that reads
+    many of these says little else: of the tickets whose reply states none, only every
+    `promise_every`-th teaches its reply. `policy` as in `reply_prompt`.
     """
-    made, factual, others = [], 0, 0
-    for ticket in tickets:
-        if ticket.facts == ():
-            made.append(ticket.example(with_reply=others % promise_every == 0))
-            others += 1
-        else:
-            made.append(ticket.example(with_reply=True))
-            if factual % label_every == 0:
-                made.append(ticket.example())
-            factual += 1
-    return made
+    promises = itertools.count()
+    return [
+        ticket.example(ticket.facts != () or next(promises) % promise_every == 0, policy)
+        for ticket in tickets
+    ]

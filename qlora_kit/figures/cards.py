@@ -27,9 +27,10 @@ CELL = (
 
 
 class Reading(NamedTuple):
-    """What a model makes of a ticket: `chances` maps each category to its probability."""
+    """What a model makes of a ticket: how it files it, what it replies, and `chances`, which maps
+    each category to its probability."""
 
-    label: str
+    filed: str
     reply: str
     chances: dict
 
@@ -126,7 +127,7 @@ def text_card(card, width=76):
 def side_by_side(readings):
     """An HTML table of what models make of one ticket: `readings` are Readings by their names.
 
-    Below label and reply stands each category with its probability as a bar.
+    Below stands each category with its probability as a bar.
     """
     given, wide = list(readings.values()), f"width:{80 // len(readings)}%"
 
@@ -140,7 +141,7 @@ def side_by_side(readings):
         )
 
     body = [row("", [f"<b>{html.escape(name)}</b>" for name in readings])]
-    for what in ("label", "reply"):
+    for what in ("filed", "reply"):
         texts = [lines(getattr(reading, what)) for reading in given]
         body.append(
             row(f"<b>{what}</b>", ["<br>".join(map(html.escape, words)) for words in texts])
@@ -200,7 +201,7 @@ def block(ticket, readings):
     """The texts of one ticket as lines of the picture: (text, colour, weight)."""
     texts = [("customer", lines(ticket), "black")]
     for (name, reading), colour in zip(readings.items(), ("#555555", BLUE), strict=True):
-        label, *more = lines(reading.label)
+        label, *more = lines(reading.filed)
         texts.append((f"{name}: {label}", [*more, *lines(reading.reply)], colour))
     result = []
     for head, words, colour in texts:

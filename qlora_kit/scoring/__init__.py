@@ -2,13 +2,14 @@
 
 from qlora_kit.scoring.generation import (
     Answer,
+    answer_nll,
     category_probabilities,
-    completion_nll,
     generate_answers,
     most_likely_labels,
 )
 from qlora_kit.scoring.intervals import Estimate, clustered, proportion, ratio
 from qlora_kit.scoring.metrics import (
+    FILING_TOKENS,
     LABEL_TOKENS,
     REPLY_TOKENS,
     Reply,
@@ -22,16 +23,17 @@ from qlora_kit.scoring.metrics import (
 from qlora_kit.scoring.paired import compare
 
 __all__ = [
+    "FILING_TOKENS",
     "LABEL_TOKENS",
     "REPLY_TOKENS",
     "Answer",
     "Estimate",
     "Reply",
+    "answer_nll",
     "category",
     "category_probabilities",
     "clustered",
     "compare",
-    "completion_nll",
     "correct",
     "fact_scores",
     "generate_answers",

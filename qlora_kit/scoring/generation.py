@@ -96,30 +96,36 @@ def batches(rows, size, what):
         yield order[start : start + size]
 
 
-def completion_nll(model, tokenizer, examples, batch=8):
-    """The negative log-likelihood of each example's completion: a list of (nats, tokens).
+def answer_nll(model, tokenizer, examples, batch=8):
+    """The negative log-likelihood of what the assistant says in each conversation of `examples`
+    (dictionaries with "messages"): a list of (nats, tokens).
 
-    Nats are summed over the completion's tokens, its stop token included.
-    Logits are made for the end of each row only: for Gemma a full set would take 1 MiB a token.
+    Nats are summed over the assistant's tokens, its stop tokens included; the chat template marks
+    them. Logits are made for the end of each row only, from the first answer on: for Gemma a full
+    set would take 1 MiB a token.
     """
-    rows, counts = [], []
+    rows, targets = [], []
     for example in examples:
-        begin = tokenizer.apply_chat_template(example["prompt"], add_generation_prompt=True)
-        full = tokenizer.apply_chat_template(example["prompt"] + example["completion"])
-        rows.append(full["input_ids"])
-        counts.append(len(full["input_ids"]) - len(begin["input_ids"]))
+        written = tokenizer.apply_chat_template(
+            example["messages"], return_dict=True, return_assistant_tokens_mask=True
+        )
+        ids, said = written["input_ids"], written["assistant_masks"]
+        rows.append(ids)
+        pairs = zip(ids, said, strict=True)
+        targets.append([token if learnt else -100 for token, learnt in pairs][said.index(1) :])
     result = [None] * len(rows)
     with inference(model):
         for chosen in batches(rows, batch, "Reading"):
             inputs = tokenizer.pad(
                 {"input_ids": [rows[i] for i in chosen]}, padding_side="left", return_tensors="pt"
             ).to(model.device)
-            logits = model(**inputs, logits_to_keep=max(counts[i] for i in chosen) + 1).logits
+            longest = max(len(targets[i]) for i in chosen)
+            logits = model(**inputs, logits_to_keep=longest + 1).logits
             for row, i in enumerate(chosen):
-                target = torch.tensor(rows[i][-counts[i] :], device=logits.device)
-                guess = logits[row, -counts[i] - 1 : -1].float()
+                target = torch.tensor(targets[i], device=logits.device)
+                guess = logits[row, -len(target) - 1 : -1].float()
                 nats = torch.nn.functional.cross_entropy(guess, target, reduction="sum").item()
-                result[i] = nats, counts[i]
+                result[i] = nats, (target != -100).sum().item()
     return result
 
 

@@ -4,12 +4,13 @@ import math
 from typing import NamedTuple
 
 from qlora_kit.data import facts
-from qlora_kit.data.tickets import REPLY_REQUEST, Ticket, prompt
-from qlora_kit.scoring.generation import completion_nll, generate_answers
+from qlora_kit.data.tickets import Ticket, facts_of, label_of, prompt, reply_prompt
+from qlora_kit.scoring.generation import answer_nll, generate_answers
 from qlora_kit.scoring.intervals import Estimate, clustered, proportion, ratio
 
 LABEL_TOKENS = 10  # a label and its stop have at most 5; an answer that runs on is cut here
-REPLY_TOKENS = 80  # the longest reference, label and reply, has about 70
+FILING_TOKENS = 40  # the label and the names of the facts; the longest reference has about 30
+REPLY_TOKENS = 80  # the longest reference has about 70
 
 
 def category(text):
@@ -35,67 +36,67 @@ def label_scores(tickets, texts):
     return {name: proportion(right) for name, right in correct(tickets, texts).items()}
 
 
-def score(model, tokenizer, tickets, book=None, answered=None):
-    """What a model's answers to held-out tickets are worth: (scores, answers, replies).
+def score(model, tokenizer, tickets, book=None, answered=None, policy=None):
+    """What a model's answers to held-out tickets are worth: (scores, filings, replies).
 
-    The scores are Estimates: those of `label_scores`; `stops_by_itself`, the proportion of labels
+    The scores are Estimates: those of `label_scores`; `stops_by_itself`, the proportion of filings
     that end with the stop token; those of `fact_scores`, if `book` (see `facts.load`) is given and
-    a ticket names facts of it; `perplexity` of the reference answers, label and reply, to every
+    a ticket names facts of it; `perplexity` of the reference answers, filing and reply, to every
     fourth ticket (to read all would take a third of the training's time): exp of the mean nats a
-    token. The answers are the labels given, the replies those of `judge_replies`, with `answered`.
+    token. The filings are Answers in the order of the tickets, the replies those of
+    `judge_replies`, with `answered`. `policy` opens the book (see `tickets.reply_prompt`).
     """
-    answers = generate_answers(model, tokenizer, [prompt(t.ticket) for t in tickets], LABEL_TOKENS)
-    examples = [ticket.example(with_reply=True) for ticket in tickets[::4]]
-    nats = ratio(completion_nll(model, tokenizer, examples))
-    replies = judge_replies(model, tokenizer, tickets, book, answered)
-    scores = label_scores(tickets, [a.text for a in answers])
-    scores["stops_by_itself"] = proportion([a.stopped for a in answers])
+    prompts = [prompt(ticket.ticket) for ticket in tickets]
+    filings = generate_answers(model, tokenizer, prompts, FILING_TOKENS)
+    examples = [ticket.example(True, policy) for ticket in tickets[::4]]
+    nats = ratio(answer_nll(model, tokenizer, examples))
+    replies = judge_replies(model, tokenizer, tickets, filings, book, answered, policy)
+    scores = label_scores(tickets, [label_of(filing.text) for filing in filings])
+    scores["stops_by_itself"] = proportion([filing.stopped for filing in filings])
     scores |= fact_scores(replies)
     scores["perplexity"] = Estimate(*map(math.exp, nats))
-    return scores, answers, replies
+    return scores, filings, replies
 
 
 class Reply(NamedTuple):
-    """An answer that a model gave, and what the policy says about the reply in it."""
+    """A ticket, how a model filed it, what it replied, and what the policy says about that."""
 
     ticket: Ticket
+    filing: str
     text: str
     judgement: facts.Judgement
 
 
-def judge_replies(model, tokenizer, tickets, book, answered=None):
+def judge_replies(model, tokenizer, tickets, filings, book, answered=None, policy=None):
     """A Reply to each ticket that names facts of `book`, or to the first `answered` of them; none
-    without a book."""
-    asked = [ticket for ticket in tickets if ticket.facts][:answered] if book else []
+    without a book. Each goes on from the model's own filing of the ticket, right or wrong."""
+    pairs = zip(tickets, filings, strict=True)
+    asked = [(t, filing.text) for t, filing in pairs if t.facts][:answered] if book else []
     if not asked:
         return []
-    prompts = [prompt(ticket.ticket, REPLY_REQUEST) for ticket in asked]
+    prompts = [reply_prompt(ticket.ticket, filing, policy) for ticket, filing in asked]
     texts = [a.text for a in generate_answers(model, tokenizer, prompts, REPLY_TOKENS)]
     return [
-        Reply(ticket, text, facts.judge(without_label(text), ticket, book))
-        for ticket, text in zip(asked, texts, strict=True)
+        Reply(ticket, filing, text, facts.judge(text, ticket, book))
+        for (ticket, filing), text in zip(asked, texts, strict=True)
     ]
-
-
-def without_label(text):
-    """The reply in an answer: what stands below its label, or all of it where it has one line.
-
-    A label is no statement: "delivery, normal" says nothing about a normal delivery.
-    """
-    return text.partition("\n")[2] or text
 
 
 def fact_scores(replies):
     """What replies are worth, as Estimates; nothing if there are none.
 
-    `facts_right` and `facts_evasive`: the proportions of the wanted facts that are stated, and of
-    those that are left to a colleague. `facts_false`: the proportion of the replies that hold a
-    false statement, about whatever it is.
+    `facts_named`: the proportion of the wanted facts that the filing names. `facts_right` and
+    `facts_evasive`: the proportions of them that the reply states, and leaves to a colleague.
+    `facts_false`: the proportion of the replies that hold a false statement, about whatever it is.
     """
     if not replies:
         return {}
     judged = [reply.judgement for reply in replies]
+    named = [
+        [name in facts_of(reply.filing) for name in reply.judgement.verdicts] for reply in replies
+    ]
     return {
+        "facts_named": clustered([(sum(some), len(some)) for some in named]),
         "facts_right": clustered([judgement.count("right") for judgement in judged]),
         "facts_false": proportion([bool(judgement.false) for judgement in judged]),
         "facts_evasive": clustered([judgement.count("evasive") for judgement in judged]),
