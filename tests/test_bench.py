@@ -129,8 +129,26 @@ def test_the_three_trainings_take_turns(monkeypatch):
 
     monkeypatch.setattr(training, "in_a_process", in_a_process)
     monkeypatch.setattr(models, "get_weights", lambda profile: (profile, None))
-    training.bench_train(rows=8, rounds=2)
+    result = training.bench_train(rows=8)
     assert calls == [("defaults", 8), ("kit", 8), ("lora", 8)] * 2
+    assert result["steady"] and result["ratio"] == 1
+
+
+@pytest.mark.parametrize("disturbed, most, steady", [(1, 5, True), (9, 3, False)])
+def test_rounds_are_repeated_until_their_ratio_is_steady(monkeypatch, disturbed, most, steady):
+    """While another program leaves the machine alone more and more, the ratio moves."""
+    rounds = {name: 0 for name in training.NAMES}
+
+    def in_a_process(name, profile_name, rows):
+        rounds[name] += 1
+        slowed = max(disturbed - rounds[name] + 1, 0) if name == "kit" else 0
+        return run_of(60.0 + 30 * slowed)
+
+    monkeypatch.setattr(training, "in_a_process", in_a_process)
+    monkeypatch.setattr(models, "get_weights", lambda profile: (profile, None))
+    result = training.bench_train(rows=8, most=most)
+    assert result["steady"] == steady
+    assert rounds["kit"] == len(result["runs"]["kit"]["seconds_of_all_rounds"]) == 3
 
 
 def test_a_training_that_fails_says_why():
@@ -141,6 +159,7 @@ def test_a_training_that_fails_says_why():
 def test_bench_train_prints_a_table_or_one_json_object(monkeypatch, capsys):
     runs = {"defaults": run_of(120.0), "kit": run_of(60.0), "lora": run_of(50.0)}
     result = training.compare({key: training.fastest([run]) for key, run in runs.items()})
+    result["steady"] = True
     monkeypatch.setattr(training, "bench_train", lambda: result)
     assert commands.bench(parser().parse_args(["bench", "train", "--json"])) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -153,6 +172,9 @@ def test_bench_train_prints_a_table_or_one_json_object(monkeypatch, capsys):
         "on 4 bits as on the unquantised base."
     ) in table
     assert table[-1].startswith("Matrix products fill 50%")
+    result["steady"] = False
+    commands.bench(parser().parse_args(["bench", "train"]))
+    assert "not steady yet (rounds: 1)" in capsys.readouterr().out
 
 
 class TwoLayers(torch.nn.Module):

@@ -42,20 +42,31 @@ NAMES = {
     "lora": "unquantised {} base, the kit's recipe",
 }
 SEED = 0
+STEADY = 0.03  # a shared machine is not quieter than that
 
 
-def bench_train(rows=96, rounds=2):
-    """Train each of NAMES on `rows` tickets (a multiple of 8), in turns, `rounds` times.
+def bench_train(rows=96, most=5):
+    """Train each of NAMES on `rows` tickets (a multiple of 8), in turns, until the ratio is steady,
+    but `most` times at the most.
 
-    Returns what `compare` does. Raises KitError if a training fails.
+    Returns what `compare` does, and as "steady" whether the last round has left the ratio where it
+    was. Raises KitError if a training fails.
     """
     profile, _ = models.get_weights(models.pick_profile())
-    runs = {name: [] for name in NAMES}
-    for turn in range(rounds):
+    runs, ratios = {name: [] for name in NAMES}, []
+    while len(ratios) < most and not steady(ratios):
         for name, done in runs.items():
-            print(f"round {turn + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
+            turn = f"round {len(ratios) + 1} of {most} at the most: {name}"
+            print(turn, file=sys.stderr, flush=True)
             done.append(in_a_process(name, profile.name, rows))
-    return compare({name: fastest(done) for name, done in runs.items()})
+        result = compare({name: fastest(done) for name, done in runs.items()})
+        ratios.append(result["ratio"])
+    return result | {"steady": steady(ratios)}
+
+
+def steady(ratios):
+    """Whether the last of the ratios, one after each round, differs by less than STEADY."""
+    return len(ratios) > 1 and abs(ratios[-1] / ratios[-2] - 1) < STEADY
 
 
 def in_a_process(name, profile_name, rows):

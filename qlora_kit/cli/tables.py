@@ -71,4 +71,10 @@ def training_speeds(result):
         f"machine, {kit['product_rate'] / 1e9:.0f} GFLOP/s in {kit['products_in']} "
         f"on {kit['threads']} threads.",
     ]
+    if not result["steady"]:
+        rounds = len(kit["seconds_of_all_rounds"])
+        lines.append(
+            f"The ratio is not steady yet (rounds: {rounds}): other programs are at work. Close "
+            "them, and run it again."
+        )
     return "\n".join(lines)
