@@ -9,8 +9,8 @@ from qlora_kit.scoring.generation import answer_nll, generate_answers
 from qlora_kit.scoring.intervals import Estimate, clustered, proportion, ratio
 
 LABEL_TOKENS = 10  # a label and its stop have at most 5; an answer that runs on is cut here
-FILING_TOKENS = 40  # the label and the names of the facts; the longest reference has about 30
-REPLY_TOKENS = 80  # the longest reference has about 70
+FILING_TOKENS = 28  # label, names of facts and stop; the longest reference has 25
+REPLY_TOKENS = 60  # the longest reference has 44
 
 
 def category(text):
