@@ -158,7 +158,7 @@ LARGE = replace(
     checkpointing=True,
 )
 # The short form: the same cells in a fraction of the time, for the quick tests.
-SHORT = replace(SMALL, rows=200, scored=40, answered=20)
+SHORT = replace(SMALL, rows=150, scored=40, answered=12)
 SMOLLM2 = Profile(
     name="smollm2-135m",
     hub=("HuggingFaceTB/SmolLM2-135M-Instruct",),
