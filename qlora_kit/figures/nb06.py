@@ -1,5 +1,6 @@
 """The pictures of notebook 06. Each function returns a Figure."""
 
+import math
 import textwrap
 
 import matplotlib.pyplot as plt
@@ -82,27 +83,39 @@ def loss_curve(history):
 
 
 @styled
-def rows_and_scores(trainings, classifier, this):
-    """What more rows buy: scores of stored trainings, of the classifier, and of the run at hand.
+def minutes_and_scores(trainings, classifier, this):
+    """What more tickets and more time buy: scores against minutes of training, on a log axis.
 
     `trainings` are reports of `stored.trainings`, a dot each, and `this` is one of the run at hand;
-    both need "rows" and "after". `classifier` maps numbers of rows to its label scores (see
-    `scoring.label_scores`).
+    both need "rows", "train_seconds" and "after". `classifier` maps numbers of rows to pairs of
+    seconds and label scores (see `scoring.label_scores`). The numbers of rows stand at the points.
     """
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
     names = {"category_accuracy": "category right", "exact_match": "category and priority right"}
     for axes, (key, name) in zip(panels, names.items(), strict=True):
-        counts = sorted(classifier)
-        line = [classifier[count][key].value for count in counts]
-        axes.plot(counts, line, color=GREY, marker="s", markersize=4, label="classifier")
-        rows = [report["rows"] for report in trainings]
-        values = [report["after"][key] for report in trainings]
-        axes.plot(rows, values, "o", color=BLUE, alpha=0.6, label="QLoRA, a dot a seed")
-        axes.plot(this["rows"], this["after"][key], "*", color=ORANGE, ms=13, label="this run")
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(counts, [f"{count:,}" for count in counts])
-        axes.minorticks_off()
-        axes.set(title=name, xlabel="training tickets", ylim=(0, 1))
+        points = [(s / 60, scores[key].value, rows) for rows, (s, scores) in classifier.items()]
+        axes.plot(*zip(*((x, y) for x, y, _ in points), strict=True), "s-", color=GREY, ms=4)
+        axes.plot([], [], "s-", color=GREY, ms=4, label="classifier")
+        for report, marker, colour, size in (
+            *((report, "o", BLUE, 6) for report in trainings),
+            (this, "*", ORANGE, 13),
+        ):
+            x, y = report["train_seconds"] / 60, report["after"][key]
+            axes.plot(x, y, marker, color=colour, ms=size, alpha=0.8)
+            points.append((x, y, report["rows"]))
+        axes.plot([], [], "o", color=BLUE, label="QLoRA, a dot a seed")
+        axes.plot([], [], "*", color=ORANGE, ms=11, label="this run")
+        written = {}  # dots of several seeds lie close together: their number is written once
+        for x, y, rows in points:
+            written.setdefault((rows, round(math.log10(x))), (x, y))
+        for (rows, _), place in written.items():
+            axes.annotate(
+                f"{rows:,}", place, (9, -4), textcoords="offset points", size=8, color=GREY
+            )
+        axes.set_xscale("log")
+        axes.margins(x=0.15)
+        axes.set(title=name, xlabel="minutes of training", ylim=(0, 1))
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_major_formatter("{x:.0%}")
     panels[0].legend(frameon=False, loc="lower right")
     return figure
