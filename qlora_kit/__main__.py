@@ -91,7 +91,19 @@ def parser():
     test.add_argument("--full", action="store_true", help="add the slow tests (up to an hour)")
 
     command("lab", "open the notebooks in JupyterLab", "lab")
-    takes_profile(command("doctor", "check this machine: what will run, and what to fix", "doctor"))
+    doctor = command(
+        "doctor",
+        "check this machine, or a saved adapter: what will run, and what to fix",
+        "doctor",
+        "doctor runs/2026-01-31-120000-smollm2-135m",
+    )
+    takes_profile(doctor)
+    doctor.add_argument(
+        "folder",
+        nargs="?",
+        metavar="RUN_OR_FOLDER",
+        help="a run's folder or that of an adapter, to be looked at instead of the machine",
+    )
 
     fetch = command(
         "fetch", "download a model, to work without a network later", "fetch gemma-3-270m"

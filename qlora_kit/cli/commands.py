@@ -191,6 +191,10 @@ def link(arguments):
 def doctor(arguments):
     from qlora_kit import doctor
 
+    if getattr(arguments, "folder", None):
+        found = doctor.adapter(adapter_in(Path(arguments.folder)))
+        print(doctor.report("the adapter", found))
+        return int(any(finding.level == "error" for finding in found))
     found = doctor.machine()
     print(doctor.report("this machine", found))
     if any(finding.level == "error" for finding in found):
@@ -202,6 +206,14 @@ def doctor(arguments):
     print()
     print(tables.path(hardware.stages(profile, dtypes), memory.free_bytes(), profile.name))
     return 0
+
+
+def adapter_in(folder):
+    """The folder of an adapter: this one, or `adapter` in a run's folder. Raises KitError."""
+    for place in (folder, folder / "adapter"):
+        if (place / "adapter_config.json").exists():
+            return place
+    raise KitError(f"{folder} holds no adapter (no adapter_config.json).")
 
 
 def fetch(arguments):

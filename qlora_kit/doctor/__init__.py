@@ -1,8 +1,9 @@
 """A doctor for fine-tuning: each function looks at one thing and returns a list of findings.
 
 `machine()` looks at this machine and has an OK line for each subject. The others are about training
-and silent where all is well: `model`, `batch`, `first_step`, and `adapter` for a saved one. No
-check changes what it looks at. `report` makes text of what they found.
+and silent where all is well: `model`, `batch`, `first_step`, `merge`, and `adapter` for a saved
+one; an OK line says what was left unchecked. No check changes what it looks at. `report` makes text
+of what they found. `watch` looks after the first steps of a training and stops it on an error.
 
 Libraries are imported where they are used: the doctor must run where some are missing.
 """
@@ -11,7 +12,8 @@ from qlora_kit.doctor.adapter import adapter
 from qlora_kit.doctor.batch import batch
 from qlora_kit.doctor.findings import LEVELS, Finding, report
 from qlora_kit.doctor.machine import machine
-from qlora_kit.doctor.model import first_step, model
+from qlora_kit.doctor.model import first_step, merge, model
+from qlora_kit.doctor.watch import watch
 
 __all__ = [
     "LEVELS",
@@ -20,6 +22,8 @@ __all__ = [
     "batch",
     "first_step",
     "machine",
+    "merge",
     "model",
     "report",
+    "watch",
 ]

@@ -1,4 +1,4 @@
-"""Findings about a saved LoRA adapter."""
+"""Findings about a saved LoRA adapter: is what lies in its folder enough to use it again."""
 
 import copy
 import json
@@ -6,34 +6,53 @@ import math
 import textwrap
 from pathlib import Path
 
-from qlora_kit.doctor.findings import error, warning
+from qlora_kit.doctor.findings import error, ok, warning
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl")
 
 
-def adapter(folder, base):
-    """Findings about an adapter's folder; `base`: the model that it is meant for, or its config."""
-    folder = Path(folder)
-    return [*_pickles(folder), *_files(folder, getattr(base, "config", base))]
+def adapter(folder, base=None):
+    """Findings about an adapter's folder. base: the model that it is meant for, or its config.
+
+    Without one it is the base that the adapter names, if that is on this machine; where it is not,
+    a line says that the fit was not looked at. The hub is not asked.
+    """
+    folder, base = Path(folder), getattr(base, "config", base)
+    return [*_pickles(folder), *_files(folder, base)]
 
 
 def _pickles(folder):
     names = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
-    if names:
+    if _only_pickled(folder):
+        yield warning(
+            "the adapter's weights are a pickle, adapter_model.bin, and were not looked at",
+            "A pickle can run any code when it is loaded: many will not load one.",
+            "PeftModel.from_pretrained(base, folder).save_pretrained(folder), and after that "
+            "delete adapter_model.bin",
+        )
+    elif names:
         yield warning(
             f"pickles in the folder: {', '.join(names)}",
-            "A pickle can run any code when it is loaded. An adapter needs none.",
-            "delete them before you share the folder, and do not load those of others",
+            "A pickle can run any code when it is loaded. An adapter needs none; to resume a "
+            "checkpoint they are needed.",
+            "share a copy of the folder without them, and do not load those of others",
         )
 
 
-def _files(folder, config):
+def _only_pickled(folder):
+    whole = (folder / "adapter_model.safetensors").exists()
+    return (folder / "adapter_model.bin").exists() and not whole
+
+
+def _files(folder, base):
     from safetensors import SafetensorError, safe_open
+
+    from qlora_kit.doctor import saved
 
     try:
         settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        name = settings["base_model_name_or_path"]
-        expected = _expected_shapes(folder, config)
+        base = base or saved.cached(settings)
+        expected, tied = _expected(folder, base) if base else ({}, [])
     except (OSError, ValueError, KeyError, TypeError) as problem:
         yield error(
             f"adapter_config.json cannot be used: {textwrap.shorten(str(problem), 120)}",
@@ -41,17 +60,12 @@ def _files(folder, config):
             "give the folder that save_pretrained wrote, and the base that it was trained on",
         )
         return
-    if not name or Path(name).is_absolute():
-        yield warning(
-            f"the adapter calls its base {name!r}",
-            "Nobody else finds the base by that, and on another base the adapter is noise.",
-            "before saving: model.peft_config['default'].base_model_name_or_path = its name on "
-            "the hub",
-        )
+    yield from saved.name(settings, base)
+    if _only_pickled(folder):
+        return
     try:
         with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
-            names = file.keys()
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as problem:
         yield error(
             f"adapter_model.safetensors cannot be read: {problem}",
@@ -59,11 +73,22 @@ def _files(folder, config):
             "save or copy it again",
         )
         return
-    yield from _tensors(shapes, expected, name)
+    yield from saved.numbers(tensors)
+    if base is None:
+        name = settings["base_model_name_or_path"]
+        yield ok(f"whether it fits its base was not looked at: {name} is not here")
+        return
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    along = {n for n in set(shapes) - set(expected) if "lora_" not in n}
+    yield from _fit({n: s for n, s in shapes.items() if n not in along}, expected, settings)
+    yield from tied
+    yield from saved.tables({name: tensors[name] for name in along}, base)
+    yield from saved.words(folder, shapes, base)
 
 
-def _expected_shapes(folder, config):
-    """The name and shape of every tensor that PEFT would save for this adapter on this base.
+def _expected(folder, config):
+    """The name and shape of every tensor that PEFT would save for this adapter on this base, and
+    the findings about a table that is embedding and output layer.
 
     The base is built without numbers (on PyTorch's meta device). Each A is [rank, in], each B
     [out, rank] (Hu et al. 2021, arXiv 2106.09685, section 4.1). ValueError if no module fits.
@@ -71,6 +96,8 @@ def _expected_shapes(folder, config):
     import torch
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
     from transformers import AutoModelForCausalLM
+
+    from qlora_kit.doctor import trained
 
     config = copy.deepcopy(config)
     config.__dict__.pop("quantization_config", None)
@@ -80,30 +107,23 @@ def _expected_shapes(folder, config):
         lora.base_model_name_or_path = empty.name_or_path or None  # PEFT warns of a change
         model = get_peft_model(empty, lora)
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}, [*trained.tied(model)]
 
 
-def _tensors(shapes, expected, base):
+def _fit(shapes, expected, settings):
     numbers, formula = (sum(map(math.prod, s.values())) for s in (shapes, expected))
     size = f"The file holds {numbers:,} numbers; r (in + out) for each module makes {formula:,}."
     foreign, missing = set(shapes) - set(expected), set(expected) - set(shapes)
-    along = {name for name in foreign if "lora_" not in name}
     other = {name for name in shapes if shapes[name] != expected.get(name, shapes[name])}
-    for make, names, what, why in (
-        (
-            warning,
-            along,
-            "are weights of the base, saved along",
-            "They replace the base's own when the adapter is loaded.",
-        ),
-        (error, foreign - along, "have no place on this base", "They are ignored."),
-        (error, missing, "are missing", "PEFT puts untrained ones there, and only warns."),
-        (error, other, "have another shape", "This base is not the adapter's."),
+    for names, what, why in (
+        (foreign, "have no place on this base", "They are ignored."),
+        (missing, "are missing", "PEFT puts untrained ones there, and only warns."),
+        (other, "have another shape", "This base is not the adapter's."),
     ):
         if names:
-            yield make(
+            yield error(
                 f"{len(names)} tensors {what}, such as {min(names)}",
                 f"{why} {size}",
-                f"use the base that it was trained on ({base}), and save with "
-                "save_pretrained(..., save_embedding_layers=False)",
+                f"use the base that it was trained on ({settings['base_model_name_or_path']}), or "
+                "save the trained model again with save_pretrained",
             )
