@@ -66,7 +66,6 @@ IGNORED = {
         "books": "stored trainings of the profile",
         "box": LEARNT,
         "rival-classifier": "seconds",
-        "rival-likelihood": "a progress bar",
         "rival-prompt": "a progress bar",
         "rivals": LEARNT,
         "paired": LEARNT,
