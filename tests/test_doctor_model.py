@@ -11,6 +11,7 @@ from test_doctor import LORA, load, only, shape
 from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     BitsAndBytesConfig,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -187,7 +188,7 @@ def test_names_that_no_module_has_are_told(base):
 @pytest.mark.parametrize(
     "settings, words",
     [
-        ({"modules_to_save": ["norm", "score"]}, "score (modules_to_save)"),
+        ({"modules_to_save": ["norm", "gate"]}, "gate (modules_to_save)"),
         ({"target_modules": ["q_proj"], "layers_to_transform": [0, 7]}, "7 (layers_to_transform)"),
         ({"rank_pattern": {"c_attn": 8}}, "c_attn (rank_pattern)"),
         ({"alpha_pattern": {"c_attn": 8}}, "c_attn (alpha_pattern)"),
@@ -267,6 +268,12 @@ def test_an_embeddings_adapter_begins_with_a_zero_a(base):
     model = put_on(base, target_modules=["q_proj", "embed_tokens"])
     model(IDS, labels=IDS).loss.backward()
     assert doctor.first_step(model, 1.0) == []
+    name = "lora_embedding_A.default"
+    a = next(p for n, p in model.named_parameters() if n.endswith(name))
+    a.grad = None
+    [found] = doctor.first_step(model, 1.0)
+    only([found], "error", "1 of 2 B matrices got no gradient")
+    assert name in found.why
 
 
 def test_reentrant_checkpointing_that_cuts_the_gradient_is_seen_and_cured(base):
@@ -292,8 +299,13 @@ def test_reentrant_checkpointing_that_cuts_the_gradient_is_seen_and_cured(base):
 
 def test_a_base_without_quantisation_is_told(base):
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    [found] = doctor.model(get_peft_model(plain, LoraConfig(**LORA)))
-    only([found], "warning", "no layer of the base is quantised")
+    only(
+        doctor.model(get_peft_model(plain, LoraConfig(**LORA))),
+        "warning",
+        "no layer of the base is quantised",
+    )
+    none = quantised(base, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=["model.layers"])
+    only(doctor.model(none), "warning", "no layer of the base is quantised")
     assert doctor.model(put_on(base)) == []
 
 
@@ -360,6 +372,19 @@ def test_bfloat16_that_is_fast_here_or_asked_for_is_no_matter(base, monkeypatch)
 def test_products_on_a_gpu_that_is_faked(monkeypatch, dtype, best, slow):
     monkeypatch.setattr(models, "pick_dtypes", lambda: models.Dtypes("cuda", best, best))
     assert doctor_base._better("cuda", dtype) == (best if slow else None)
+
+
+def test_a_network_that_is_no_language_model_is_no_trouble():
+    plain = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    model = get_peft_model(plain, LoraConfig(target_modules=["0"]))
+    only(doctor.model(model), "warning", "no layer of the base is quantised")
+
+
+def test_a_classifiers_head_goes_by_two_names(base):
+    plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+    model = get_peft_model(plain, LoraConfig(**LORA | {"task_type": "SEQ_CLS"}))
+    assert {"classifier", "score"} <= set(model.peft_config["default"].modules_to_save)
+    only(doctor.model(model), "warning", "no layer of the base is quantised")
 
 
 def test_a_gemma_3_in_float16_is_seen():

@@ -51,6 +51,7 @@ def _files(folder, base):
 
     try:
         settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        settings["base_model_name_or_path"]
         base = base or saved.cached(settings)
         expected, tied = _expected(folder, base) if base else ({}, [])
     except (OSError, ValueError, KeyError, TypeError) as problem:

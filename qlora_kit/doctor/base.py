@@ -14,18 +14,27 @@ SLOW = 2  # times; `models.faster_dtype` takes bfloat16 only where it is clearly
 
 def findings(model):
     layers = [m for m in model.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
+    # a tied output layer can be of that class, and its weight is the embedding, in 16 bits
+    layers = [m for m in layers if isinstance(m.weight, bitsandbytes.nn.Params4bit)]
     if layers:
         yield from _type(model, layers)
         yield from _products(layers)
         yield from _repacked(layers)
-    elif tuner_layers(model) and getattr(model, "hf_quantizer", None) is None:
+    elif tuner_layers(model) and not _otherwise_quantised(model):
         yield warning(
             "no layer of the base is quantised",
             "This is LoRA and not QLoRA: in 16 bits the base takes four times the memory.",
             "load it with quantization_config=BitsAndBytesConfig(load_in_4bit=True, "
-            'bnb_4bit_quant_type="nf4"); if LoRA on an unquantised base is meant: nothing',
+            'bnb_4bit_quant_type="nf4"), without llm_int8_skip_modules; if LoRA on an unquantised '
+            "base is meant: nothing",
         )
     yield from _overflow(model)
+
+
+def _otherwise_quantised(model):
+    """In 8 bits, or by another library."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    return quantizer and not getattr(quantizer.quantization_config, "load_in_4bit", False)
 
 
 def _type(model, layers):

@@ -9,6 +9,8 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from qlora_kit.doctor.findings import error, ok, warning
 from qlora_kit.doctor.layers import last, tuner_layers
 
+CLASSIFIERS = ("classifier", "score")  # PEFT adds both to every classifier's modules_to_save
+
 
 def wrapping(model):
     """What makes the other findings about a model pointless; at most one finding."""
@@ -65,8 +67,9 @@ def _active(layers):
                     trained.add(name)
     idle = sorted(trained - active)
     if idle:
+        taking_part = ", ".join(sorted(active)) or "none"
         yield error(
-            f"the adapter {', '.join(idle)} is trained, and {', '.join(sorted(active))} is active",
+            f"the adapter {', '.join(idle)} is trained, and {taking_part} is active",
             "Only an active adapter takes part in the answer and gets a gradient.",
             f"model.set_adapter({idle[0]!r})",
         )
@@ -82,7 +85,7 @@ def _unmatched(model, layers):
             "modules_to_save": [
                 t
                 for t in _names(config, "modules_to_save")
-                if not any(n.endswith(t) for n in whole)
+                if not any(n.endswith(t) for n in whole) and t not in CLASSIFIERS
             ],
             "layers_to_transform": [
                 i

@@ -6,10 +6,13 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from peft.utils.other import EMBEDDING_LAYER_NAMES
 
 from qlora_kit import models
 from qlora_kit.doctor import stored
 from qlora_kit.doctor.findings import error, warning
+
+TEMPLATE = "chat_template.jinja"
 
 
 def name(settings, base):
@@ -93,7 +96,8 @@ def tables(along, base):
             unknown.append(name)
         elif own.shape == tensor.shape and torch.equal(own.to(tensor.dtype), tensor):
             copies.append(name)
-        if tensor.shape[0] != base.get_text_config().vocab_size:
+        table = name.split(".")[-2] in EMBEDDING_LAYER_NAMES
+        if table and tensor.shape[0] != base.get_text_config().vocab_size:
             grown[name] = tensor.shape[0]
     if copies:
         yield warning(
@@ -130,11 +134,10 @@ def _own(name, base):
 
 def words(folder, names, base):
     """What turns text into tokens: the folder's own tokenizer, or that of the base."""
-    own = stored.tokenizer(str(folder)) if (folder / "tokenizer_config.json").exists() else None
+    beside = any((folder / file).exists() for file in ("tokenizer_config.json", TEMPLATE))
+    own = stored.tokenizer(str(folder)) if beside else None
     other = stored.tokenizer(base.name_or_path)
-    if own is None and other is not None and not other.chat_template:
-        if (folder / "chat_template.jinja").exists():
-            return
+    if not beside and other is not None and not other.chat_template:
         yield warning(
             "no tokenizer in the folder, and that of the base has no chat template",
             "If it was trained on chats, nobody can ask it as it was trained.",

@@ -31,8 +31,11 @@ def findings(model):
     else:
         yield from _lost(model, trained)
         yield from _dtypes(trained)
-        yield from _new_rows(model)
-        yield from tied(model)
+        if hasattr(
+            getattr(model, "config", None), "get_text_config"
+        ):  # else it is no language model
+            yield from _new_rows(model)
+            yield from tied(model)
 
 
 def no_adapter():
@@ -95,7 +98,7 @@ def _new_rows(model):
     """Rows that resize_token_embeddings has added, where nothing trains them."""
     config = model.config.get_text_config()
     old, rows = stored.rows(model.config.name_or_path), config.vocab_size
-    if old is None or rows <= old:
+    if old is None:
         return
     new, tables = set(range(old, rows)), [t for t in _tables(model) if t is not None]
     names = {id(module): last(name) for name, module in model.named_modules()}
