@@ -81,6 +81,8 @@ def _findings(trainer, raw, given=None):
     found = [*tables(rows), *lengths(rows)]
     if not tokenizer:
         return [*found, *blank(rows), ok("texts were not looked at: the trainer has no tokenizer")]
+    if tokenizer.chat_template and not rows.form:
+        found.append(ok("answers were not looked for: the chat template shows no prompt for one"))
     for what, check in (
         ("openings", lambda: openings(rows)),
         ("examples", lambda: examples(rows, number)),

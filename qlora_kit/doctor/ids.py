@@ -23,13 +23,23 @@ def tables(rows):
             "They were added to the tokenizer and not to the model: the first batch that holds one "
             "stops with an IndexError, on a GPU with a device-side assert.",
             f"model.resize_token_embeddings({max(beyond) + 1}) before the trainer is built, and "
-            f"LoraConfig(trainable_token_indices={beyond}), or the new rows stay random",
+            f"LoraConfig({_trained(model)}), or the new rows stay random",
         )
 
 
 def _size(model):
     layers = [model.get_input_embeddings(), model.get_output_embeddings()]
     return min(layer.weight.shape[0] for layer in layers if layer is not None)
+
+
+def _trained(model):
+    """The arguments that train both tables. `trainable_token_indices` is less, but on a tied table
+    TRL 1.16 stops with an AttributeError, and on two it leaves the output layer's rows random."""
+    read, said = model.get_input_embeddings(), model.get_output_embeddings()
+    names = {module: name.rpartition(".")[2] for name, module in model.named_modules()}
+    if said is None or said.weight is read.weight:
+        return f"modules_to_save=[{names[read]!r}], ensure_weight_tying=True"
+    return f"modules_to_save=[{names[read]!r}, {names[said]!r}]"
 
 
 def _pad(rows, padding, size):

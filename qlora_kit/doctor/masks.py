@@ -98,6 +98,8 @@ def blank(rows):
 def _ends(rows, pairs):
     """Whether each answer has its end with a label; where none is recognised, each example."""
     end, tokenizer = rows.end, rows.tokenizer
+    if end is None:
+        return
     whole = [e for e in rows.examples if e.learnt and not answers(rows, e)]
     whole = [e for e in whole if not is_foreign(rows, e)]  # told already
     endless = [e for e in whole if end not in e.labels]

@@ -139,7 +139,8 @@ def _ids(tokenizer, turns):
 def turn_end(tokenizer):
     """The id of the token that ends an answer in the template, such as <|im_end|>; else eos.
 
-    Blanks after it do not count (Gemma's turns end in a newline, which is an added token there).
+    None if the template writes no conversation of a question and an answer. Blanks after the end do
+    not count (Gemma's turns end in a newline, which is an added token there).
     """
     if not tokenizer.chat_template:
         return tokenizer.eos_token_id
@@ -147,6 +148,6 @@ def turn_end(tokenizer):
     try:
         answer = _ids(tokenizer, turns)[len(_ids(tokenizer, turns[:1])) :]
     except Exception:  # a template may raise whatever it likes
-        return tokenizer.eos_token_id
+        return None
     last = next((token for token in reversed(answer) if tokenizer.decode([token]).strip()), None)
     return last if last in _special(tokenizer) else tokenizer.eos_token_id
