@@ -142,13 +142,13 @@ def test_a_formatting_func_that_is_ignored_is_seen(tmp_path, packing):
         return "<bos> user think " + row["messages"][1]["content"] + " <end> assistant w1 <end>"
 
     made = trainer(tmp_path, tokenizer(), CHATS, formatting_func=make, packing=packing)
-    found = doctor.batch(made, CHATS)[0]
-    the([found], "warning", "formatting_func was ignored: 6 of 6", "learns from `messages`")
+    found = doctor.batch(made, CHATS)
+    found = the(found, "warning", "formatting_func was ignored: 6 of 6", "learns from `messages`")
     if packing:
-        assert doctor.batch(made, 6)[0].level == "ok"
-        assert "was not looked at" in doctor.batch(made, 6)[0].title
+        [said] = doctor.batch(made, 6)
+        assert said.level == "ok" and "formatting_func was used was not looked at" in said.title
     else:
-        assert doctor.batch(made, 6)[0] == found
+        assert doctor.batch(made, 6) == [found]
     dataset, names = Dataset.from_list(CHATS), {"formatting_func": make}
     rows = eval(found.fix.partition(", and hand")[0], {"dataset": dataset} | names)
     made = trainer(tmp_path, tokenizer(), [*rows], packing=packing)

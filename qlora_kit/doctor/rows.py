@@ -60,6 +60,8 @@ class Rows:
         A packed row does not say. TRL puts eos behind a text, so what ends as the template does
         was a conversation.
         """
+        if getattr(self.trainer, "_formatting_func", None):
+            return False
         if self.given or not self.packing:
             source = self.given[0] if self.given else example.source
             return any(source.get(name) for name in CHATS)
