@@ -2,7 +2,7 @@
 
     .venv/bin/python data/trainings.py --seeds 0,1,2
     .venv/bin/python data/trainings.py --seeds 0,1,2 --long
-    .venv/bin/python data/trainings.py --seeds 0,1,2 --open-book
+    .venv/bin/python data/trainings.py --seeds 0,1,2 --closed-book
 
 A training that has its line is not run again; one that was cut off is resumed. To train anew,
 delete the line.
@@ -38,12 +38,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--long", action="store_true", help="the long form of the recipe")
-    parser.add_argument("--open-book", action="store_true", help="replies by an open book")
+    parser.add_argument("--closed-book", action="store_true", help="facts learnt by heart")
     arguments = parser.parse_args()
     profile = models.pick_profile()
     recipe = profile.long if arguments.long else profile.recipe
-    options = ["--long"] * arguments.long + ["--open-book"] * arguments.open_book
-    kept = stored.trainings(profile.name, arguments.open_book, recipe.rows)
+    options = ["--long"] * arguments.long + ["--no-open-book"] * arguments.closed_book
+    kept = stored.trainings(profile.name, not arguments.closed_book, recipe.rows)
     for seed in map(int, arguments.seeds.split(",")):
         if any(report["seed"] == seed for report in kept):
             print(f"{profile.name}, {recipe.rows} rows, seed {seed}: stored already.")

@@ -61,10 +61,9 @@ def parser():
     )
     train.add_argument(
         "--open-book",
-        action="store_const",
-        const=True,
-        help="give the model the policy's sentences that a reply needs, instead of having it learn "
-        "them by heart",
+        action=argparse.BooleanOptionalAction,
+        help="whether a reply may rest on the policy's sentences for the facts that the model has "
+        "named, or on what it has learnt by heart (default: the profile's, open)",
     )
     for option, kind, text in (
         ("--rank", int, "size of the adapter's matrices"),

@@ -148,7 +148,7 @@ def test_notebook_06_trains_gemma_3_1b_on_a_t4_without_autocast(gpu, tmp_path, m
     assert loaded.kwargs["quantization_config"].bnb_4bit_compute_dtype == torch.float16
 
     names = "SFTTrainer", "model", "config", "dataset", "tokenizer", "lora", "monitor"
-    names += "tickets", "dev", "datasets", "policy"
+    names += "tickets", "dev", "datasets", "policy", "doctor"
     called = MagicMock()
     for name in ("adapters_to_float32", "scale_loss", "project_labelled_tokens_only"):
         monkeypatch.setattr(quirks, name, getattr(called, name))

@@ -23,7 +23,7 @@ def measured(name, key, measure, possible):
     return results[key]
 
 
-def trainings(profile, open_book=False, rows=None):
+def trainings(profile, open_book, rows=None):
     """The reports of stored trainings of a profile by notebook 06, with an open or a closed book,
     on `rows` tickets or on any number: a list of dictionaries, the fewest rows first.
     data/trainings.py makes them.
