@@ -75,7 +75,7 @@ STAGES = (
         "06_train_gemma",
         "train a model",
         "a model fine-tuned with QLoRA, its score before and after, and an adapter to keep",
-        minutes=17,
+        minutes=21,
         gigabytes=2.6,
         device="CPU or GPU",
     ),

@@ -47,17 +47,14 @@ STEADY = 0.03  # a shared machine is not quieter than that
 
 def bench_train(rows=96, most=5):
     """Train each of NAMES on `rows` tickets (a multiple of 8), in turns, until the ratio is steady,
-    but `most` times at the most.
-
-    Returns what `compare` does, and as "steady" whether the last round has left the ratio where it
-    was. Raises KitError if a training fails.
+    `most` times at the most. Returns what `compare` does, and as "steady" whether the last round
+    has left the ratio where it was. Raises KitError if a training fails.
     """
     profile, _ = models.get_weights(models.pick_profile())
     runs, ratios = {name: [] for name in NAMES}, []
     while len(ratios) < most and not steady(ratios):
         for name, done in runs.items():
-            turn = f"round {len(ratios) + 1} of {most} at the most: {name}"
-            print(turn, file=sys.stderr, flush=True)
+            print(f"round {len(ratios) + 1}: {name}", file=sys.stderr, flush=True)
             done.append(in_a_process(name, profile.name, rows))
         result = compare({name: fastest(done) for name, done in runs.items()})
         ratios.append(result["ratio"])
