@@ -57,6 +57,7 @@ WORDS = {
     "r, alpha, scaling": "the adapter's rank; a knob; alpha / r, what the adapter's output is "
     "multiplied by",
     "loss": "how wrong the output is",
+    "filing": "what the model says first: the label (category and priority) and the names of facts",
     "gradient": "how the loss changes with each weight",
     "optimizer": "what moves the weights, a little at a time, to where the loss is smaller",
     "AdamW, eps": "the usual optimizer; a tiny number that it adds, so that it never divides by "

@@ -194,7 +194,7 @@ def test_the_trainer_freezes_and_hooks_without_preparing(tiny, smollm2, tmp_path
             report_to="none",
             **quirks.checkpointing(True),
         ),
-        train_dataset=Dataset.from_list(tickets.examples(rows, 3, 5)),
+        train_dataset=Dataset.from_list(tickets.examples(rows, 5)),
         processing_class=smollm2[1],
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
