@@ -4,12 +4,13 @@
 and silent where all is well: `model`, `batch`, `first_step`, `merge`, and `adapter` for a saved
 one; an OK line says what was left unchecked. No check changes what it looks at. `report` makes text
 of what they found. `watch` looks after the first steps of a training and stops it on an error.
+`tokens` counts what a trainer's rows teach.
 
 Libraries are imported where they are used: the doctor must run where some are missing.
 """
 
 from qlora_kit.doctor.adapter import adapter
-from qlora_kit.doctor.batch import batch
+from qlora_kit.doctor.batch import batch, tokens
 from qlora_kit.doctor.findings import LEVELS, Finding, report
 from qlora_kit.doctor.machine import machine
 from qlora_kit.doctor.model import first_step, merge, model
@@ -25,5 +26,6 @@ __all__ = [
     "merge",
     "model",
     "report",
+    "tokens",
     "watch",
 ]
