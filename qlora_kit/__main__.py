@@ -57,7 +57,7 @@ def parser():
     train.add_argument(
         "--long",
         action="store_true",
-        help="train on all tickets: some three times as long, for better answers",
+        help="train on all tickets: about twice as long, for better answers",
     )
     train.add_argument(
         "--open-book",

@@ -104,7 +104,7 @@ class Recipe:
 class Profile:
     """A model and how to train it.
 
-    `recipe` is what a machine has a few minutes for, `long` what takes it some three times as long.
+    `recipe` is what a machine has a few minutes for, `long` what takes it about twice as long.
     `hub` names repositories, the original first, then mirrors without a gate; `notice` is what the
     maker wants everybody to be told, who takes it from a mirror as well. `fallback` is the profile
     to use where the hub cannot be reached. `chat_template` writes turns as text and marks
